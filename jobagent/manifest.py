@@ -1,0 +1,121 @@
+"""The manifest of an installed tree: its canonical form, its digest, and the comparison with a tree on disk.
+
+Form: one JSON object a line with sorted keys and no blanks, lines ordered by the bytes of the path, each ended by a
+newline, UTF-8.  Keys: `p` path, `k` kind (`f`, `d`, `l`), `m` mode in octal (files), `s` size in bytes and `h`
+sha256 (files), `t` target (symlinks).  Two trees with equal manifests are equal for every payload: times and owners
+are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from jobagent.contracts import ManifestEntry
+from jobagent.errors import HostileArchive
+from jobagent.model import Blob
+
+MAX_PATH_BYTES = 4000  # below PATH_MAX with room for the cache's own prefix
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def encode(entries: Iterable[ManifestEntry]) -> bytes:
+    """Return the canonical form."""
+    lines = []
+    for entry in sorted(entries, key=lambda e: os.fsencode(e.path)):
+        item: dict[str, str | int] = {"p": entry.path, "k": entry.kind}
+        if entry.kind == "f":
+            item |= {"m": f"{entry.mode:o}", "s": entry.size_bytes, "h": entry.sha256}
+        elif entry.kind == "l":
+            item["t"] = entry.target
+        lines.append(json.dumps(item, sort_keys=True, separators=(",", ":")))
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def digest(entries: Iterable[ManifestEntry]) -> Blob:
+    """Return the signed reference of a manifest."""
+    data = encode(entries)
+    return Blob(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def decode(data: bytes) -> tuple[ManifestEntry, ...]:
+    """Parse the canonical form; raises HostileArchive where it is anything else."""
+    entries = []
+    try:
+        for line in data.decode().splitlines():
+            item = json.loads(line)
+            kind = item["k"]
+            entry = ManifestEntry(
+                path=checked_path(item["p"]),
+                kind=kind,
+                mode={"f": int(item.get("m", "0"), 8), "d": 0o755}.get(kind, 0),
+                size_bytes=int(item.get("s", 0)),
+                sha256=str(item.get("h", "")),
+                target=str(item.get("t", "")),
+            )
+            if kind not in {"f", "d", "l"} or (kind == "f" and not _SHA256.fullmatch(entry.sha256)):
+                raise ValueError(line[:100])
+            entries.append(entry)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HostileArchive(f"manifest is malformed: {error!r}") from error
+    if encode(entries) != data:
+        raise HostileArchive("manifest is not in canonical form")
+    return tuple(entries)
+
+
+def checked_path(path: str) -> str:
+    """Return `path`, or raise HostileArchive where it is not a plain relative path."""
+    parts = path.split("/")
+    if not path or "\0" in path or len(os.fsencode(path)) > MAX_PATH_BYTES or not {"", ".", ".."}.isdisjoint(parts):
+        raise HostileArchive(f"path {path[:200]!r} is not a plain relative path")
+    return path
+
+
+def scan(tree: Path) -> tuple[ManifestEntry, ...]:
+    """Return the manifest of what is on disk below `tree` (not including `tree` itself), files hashed."""
+    entries: list[ManifestEntry] = []
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        with os.scandir(tree / relative) as items:
+            for item in items:
+                path = f"{relative}/{item.name}" if relative else item.name
+                entries.append(_entry(item, path))
+                if entries[-1].kind == "d":
+                    pending.append(path)
+    return tuple(sorted(entries, key=lambda e: os.fsencode(e.path)))
+
+
+def difference(expected: Sequence[ManifestEntry], tree: Path) -> str:
+    """Compare a tree with its manifest; return the first difference in words, or an empty string."""
+    found = {entry.path: entry for entry in scan(tree)}
+    for entry in expected:
+        actual = found.pop(entry.path, None)
+        if actual is None:
+            return f"{entry.path} is missing"
+        if actual != entry:
+            return f"{entry.path} was changed"
+    return f"{next(iter(found))} was added" if found else ""
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file as lower-case hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _entry(item: os.DirEntry[str], path: str) -> ManifestEntry:
+    status = item.stat(follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        return ManifestEntry(path, "l", target=os.readlink(item.path))
+    if stat.S_ISDIR(status.st_mode):
+        return ManifestEntry(path, "d", 0o755)
+    if not stat.S_ISREG(status.st_mode):
+        return ManifestEntry(path, "?")
+    mode = 0o755 if status.st_mode & 0o100 else 0o644
+    return ManifestEntry(path, "f", mode, status.st_size, hash_file(Path(item.path)))
