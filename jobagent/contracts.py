@@ -248,7 +248,7 @@ class Staging:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a builder made of a staging directory; `manifest` describes the tree as it is on disk, after relocation."""
+    """What a builder made of a staging directory; `manifest` describes the tree on disk, after relocation."""
 
     manifest: Sequence[ManifestEntry]
     keep_archive: bool

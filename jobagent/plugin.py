@@ -4,6 +4,7 @@ A plugin is a module (or object) behind an entry point of the group `jobagent`, 
 and named as in `jobagent.hookspecs`.  `jobagent.testing` has fakes and conformance suites for it.
 """
 
+from jobagent import durable, manifest
 from jobagent.config import Config, setting
 from jobagent.contracts import (
     Builder,
@@ -130,7 +131,9 @@ __all__ = [
     "UnknownPackage",
     "Unpacker",
     "Verifier",
+    "durable",
     "hookimpl",
+    "manifest",
     "namespace_of",
     "owner_of",
     "setting",
