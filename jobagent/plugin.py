@@ -4,7 +4,7 @@ A plugin is a module (or object) behind an entry point of the group `jobagent`, 
 and named as in `jobagent.hookspecs`.  `jobagent.testing` has fakes and conformance suites for it.
 """
 
-from jobagent import bencode, durable, manifest
+from jobagent import bencode, durable, manifest, processes
 from jobagent.config import Config, setting
 from jobagent.contracts import (
     Builder,
@@ -137,5 +137,6 @@ __all__ = [
     "manifest",
     "namespace_of",
     "owner_of",
+    "processes",
     "setting",
 ]

@@ -1,0 +1,37 @@
+"""Who a process is on Linux: start time, so that a reused pid is not taken for it, and the boot it lived in.
+
+Pure reading of /proc; knows no leases.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_ENDED_STATES = frozenset("ZXx")
+
+
+def start_ticks(pid: int) -> int:
+    """Return the start time of a running process in clock ticks since boot (field 22 of proc(5) stat); 0 if ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    # The command name is in brackets and may hold any byte: fields are counted from its last bracket.
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    return 0 if not fields or fields[0].decode() in _ENDED_STATES else int(fields[19])
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """Whether the process with this pid and start time still runs; a zombie has ended."""
+    return ticks != 0 and start_ticks(pid) == ticks
+
+
+def boot_id() -> str:
+    """Return the kernel's random name of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def pid_namespace() -> int:
+    """Return the inode number of this process's pid namespace: pids mean nothing across two of them."""
+    return os.stat("/proc/self/ns/pid").st_ino
