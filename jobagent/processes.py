@@ -35,3 +35,26 @@ def boot_id() -> str:
 def pid_namespace() -> int:
     """Return the inode number of this process's pid namespace: pids mean nothing across two of them."""
     return os.stat("/proc/self/ns/pid").st_ino
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the living descendants of a process, parents before children; a snapshot that may be out of date."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (parent := _parent(int(name))):
+            children.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    pending = [pid]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def _parent(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat[stat.rfind(b")") + 2 :].split()[1])

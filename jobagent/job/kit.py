@@ -1,0 +1,117 @@
+"""All providers of one agent, collected once: what `main()` builds and every phase is handed.
+
+Knows the façade and the contracts; imports no provider.
+"""
+
+from __future__ import annotations
+
+import os
+import platform as host
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobagent.config import Config, SiteSettings
+from jobagent.contracts import (
+    Cache,
+    Catalogue,
+    Context,
+    EnvironmentProvider,
+    InputSource,
+    Parser,
+    Seeder,
+    Transport,
+    Unpacker,
+    Verifier,
+)
+from jobagent.errors import ConfigurationError
+from jobagent.events import Events
+from jobagent.job.cache import PrivateCache
+from jobagent.pluginmanager import Plugins, load
+
+
+@dataclass(slots=True)
+class Kit:
+    """The object graph of an agent.  Providers that nobody asks for cost nothing: they do their work lazily."""
+
+    config: Config
+    plugins: Plugins
+    context: Context
+    events: Events
+    platform: str
+    parsers: Sequence[Parser]
+    catalogues: Sequence[Catalogue]
+    transports: Sequence[Transport]
+    verifiers: Sequence[Verifier]
+    unpackers: Sequence[Unpacker]
+    environments: Sequence[EnvironmentProvider]
+    inputs: Sequence[InputSource]
+    cache: Cache
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The first catalogue; raises ConfigurationError where none is configured."""
+        if not self.catalogues:
+            raise ConfigurationError(
+                f"{self.config.source}: no catalogue is configured", remedy='set [catalogue] urls = ["https://…"]'
+            )
+        return self.catalogues[0]
+
+    @property
+    def seeders(self) -> Sequence[Seeder]:
+        """The transports that can give to others."""
+        return [t for t in self.transports if isinstance(t, Seeder)]
+
+    def close(self) -> None:
+        """Free network and cache; idempotent."""
+        for transport in self.transports:
+            transport.close()
+        self.cache.close()
+
+
+def platform_of(config: Config) -> str:
+    """The platform of packages for this node: the site's word, else `Linux-x86_64` and the like."""
+    return config.get(SiteSettings).platform or f"{host.system()}-{host.machine()}"
+
+
+def scratch_of(config: Config) -> Path:
+    """The directory under which jobs get theirs: the site's, else $TMPDIR, else /tmp."""
+    configured = config.get(SiteSettings).scratch
+    return configured if configured != Path() else Path(os.environ.get("TMPDIR") or "/tmp")
+
+
+def assemble(config: Config, *, state: Path, events: Events, plugins: Plugins | None = None) -> Kit:
+    """Load the plugins and collect their providers.
+
+    `state` is the agent's own writable directory: the private cache and the plugins' state live below it; with a
+    shared cache the plugins' state lives in the cache's root.
+
+    Raises:
+        ConfigurationError: The configuration is wrong.
+        PluginError: A verifier or the configured cache cannot be made.
+    """
+    plugins = plugins or load(config)
+    platform = platform_of(config)
+    context = Context(config, state, events, platform)
+    factory = plugins.cache_factory(context)
+    cache: Cache = factory(context) if factory else PrivateCache(state / "packages")
+    if cache.is_shared:
+        context = Context(config, cache.root / "state", events, platform)
+    context.state.mkdir(parents=True, exist_ok=True)
+    return Kit(
+        config=config,
+        plugins=plugins,
+        context=context,
+        events=events,
+        platform=platform,
+        parsers=plugins.parsers(context),
+        catalogues=plugins.catalogues(context),
+        transports=plugins.transports(context),
+        verifiers=plugins.verifiers(context),
+        unpackers=plugins.unpackers(context),
+        environments=plugins.environments(context),
+        inputs=plugins.inputs(context),
+        cache=cache,
+    )
