@@ -64,7 +64,7 @@ class Events:
         for listener in listeners:
             try:
                 listener(event)
-            except Exception:  # a border: a watcher must not end the work it watches
+            except Exception:  # noqa: BLE001 - a border: a watcher must not end the work it watches
                 log.exception("event listener %r failed on %s and was dropped", listener, name)
                 self.unsubscribe(listener)
 

@@ -209,7 +209,7 @@ class Plugins:
         def target() -> None:
             try:
                 box.append(function(**arguments))
-            except BaseException as error:  # a border: whatever a plugin raises is its own fault
+            except BaseException as error:  # noqa: BLE001 - a border: whatever a plugin raises is its own fault
                 failure.append(error)
 
         where = f"plugin {name} ({self._distributions.get(name, name)}) in {hook}"
@@ -292,6 +292,6 @@ def load(config: Config) -> Plugins:
 def _import(point: importlib.metadata.EntryPoint) -> object:
     try:
         loaded = point.load()
-    except Exception as error:  # a border: a broken third-party plugin must not end the agent
+    except Exception as error:
         raise PluginError(f"plugin {point.name} cannot be imported: {type(error).__name__}: {error}") from error
     return loaded if isinstance(loaded, ModuleType) or not isinstance(loaded, type) else loaded()

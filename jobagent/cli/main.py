@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception as error:  # the process border: users get one line, developers -vv
+    except Exception as error:
         logging.getLogger("jobagent").debug("internal error", exc_info=True)
         line = one_line(f"{type(error).__name__}: {error}")
         print(f"jobagent: internal error: {line}; run with -vv and report the traceback", file=sys.stderr)

@@ -160,5 +160,3 @@ def unpack(package: Package, kit: Kit, staging: Staging) -> list[ManifestEntry]:
     if manifest.digest(entries) != package.tree.manifest:
         raise DigestMismatch(f"{package.id} unpacks to a tree that differs from its signed manifest")
     return entries
-
-

@@ -47,7 +47,11 @@ def apply(changes: Iterable[EnvironmentChange], base: Mapping[str, str]) -> dict
 
 
 def payload_environment(
-    job: Job, changes: Iterable[EnvironmentChange], packages: Sequence[Installed], base: Mapping[str, str], job_id: str
+    job: Job,
+    changes: Iterable[EnvironmentChange],
+    packages: Sequence[Installed],
+    base: Mapping[str, str],
+    job_id: str,
 ) -> Environment:
     """Return the payload's whole environment: base, the job's own, packages, and AliEn's variables."""
     variables = apply(changes, {"PATH": DEFAULT_PATH, **base, **job.environment})

@@ -138,7 +138,7 @@ def _keep(channel: socket.socket, scratch: Path | None) -> NoReturn:
         _close_others(channel.fileno())
         if _serve(channel) == "orphaned" and scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
-    except BaseException:  # a border: nothing may escape into the agent's code, which this process must not run
+    except BaseException:  # noqa: BLE001 - a border: nothing may escape into the agent's code, which this process must not run
         code = 1
     finally:
         with contextlib.suppress(BaseException):
@@ -191,7 +191,7 @@ def _spawn(channel: socket.socket, message: Mapping[str, Any]) -> int:
     if pid == 0:
         try:
             _exec(message)
-        except BaseException as error:  # a border: tell the parent and end
+        except BaseException as error:  # noqa: BLE001 - a border: tell the parent and end
             os.write(failure_write, str(getattr(error, "strerror", None) or error).encode()[:500])
         finally:
             os._exit(127)

@@ -60,7 +60,8 @@ class _Walk:
         namespace = spec.namespace or self._requirement.namespace
         if namespace is None:
             raise JobError(
-                f"package {spec} names no owner and the job no VO", remedy=f"write VO_<ORG>@{spec}, as in VO_ALICE@ROOT"
+                f"package {spec} names no owner and the job no VO",
+                remedy=f"write VO_<ORG>@{spec}, as in VO_ALICE@ROOT",
             )
         spec = PackageSpec(spec.name, spec.version, namespace)
         if spec.version is None and (named := self._named_elsewhere(spec)):
@@ -76,7 +77,7 @@ class _Walk:
     def visit(self, package: Package, *, asked_by: str, path: tuple[PackageId, ...]) -> None:
         if package.id in path:
             cycle = " → ".join(str(i) for i in (*path[path.index(package.id) :], package.id))
-            raise DependencyCycle(f"packages depend on one another: {cycle}", remedy="their VO must publish them anew")
+            raise DependencyCycle(f"packages depend on one another: {cycle}", remedy="their VO must republish them")
         other, other_asked_by = self._chosen.setdefault((package.id.namespace, package.id.name), (package, asked_by))
         if other.id != package.id:
             raise VersionConflict(
@@ -92,9 +93,7 @@ class _Walk:
         if len(self._chosen) > MAX_CLOSURE or len(path) > MAX_DEPTH:
             raise JobError(f"the job's packages need more than {MAX_CLOSURE} others, or a chain of over {MAX_DEPTH}")
         for dependency in package.dependencies:
-            self.visit(
-                self.choose(dependency.spec), asked_by=str(package.id), path=(*path, package.id)
-            )
+            self.visit(self.choose(dependency.spec), asked_by=str(package.id), path=(*path, package.id))
         self._done.add(package.id)
         self.order.append(package)
 

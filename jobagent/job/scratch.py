@@ -31,7 +31,8 @@ class JobDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as error:
             raise ScratchUnusable(
-                f"cannot make a job directory in {base}: {error.strerror}", remedy="set [site] scratch to a local disk"
+                f"cannot make a job directory in {base}: {error.strerror}",
+                remedy="set [site] scratch to a local disk",
             ) from error
 
     def remove(self) -> None:

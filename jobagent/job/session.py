@@ -90,9 +90,7 @@ def _run_prepared(
 
     def command(name: str, arguments: tuple[str, ...], *, stdout: str = "", stderr: str = "") -> Command:
         found = files.find_program(name, place.work, job.base_directory, environment.variables["PATH"])
-        argv = sandbox.wrap(
-            (found, *arguments), program=program, read_only=[kit.cache.root], directory=place.work
-        )
+        argv = sandbox.wrap((found, *arguments), program=program, read_only=[kit.cache.root], directory=place.work)
         return Command(argv, environment.variables, place.work, stdout, stderr)
 
     def validation_command() -> Command:
