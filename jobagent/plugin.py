@@ -133,6 +133,7 @@ __all__ = [
     "Verifier",
     "bencode",
     "durable",
+    "environment_policy",
     "hookimpl",
     "manifest",
     "namespace_of",

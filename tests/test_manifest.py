@@ -1,0 +1,132 @@
+"""The canonical form of manifests, and their comparison with trees."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobagent import manifest
+from jobagent.contracts import ManifestEntry
+from jobagent.errors import HostileArchive, TrustError
+
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        return all(len(part) < 255 for part in os.fsencode(path).split(b"/"))
+    except UnicodeEncodeError:
+        return False
+
+
+_segment = st.text(min_size=1, max_size=20).filter(lambda s: "/" not in s and "\0" not in s and s not in {".", ".."})
+_path = st.lists(_segment, min_size=1, max_size=4).map("/".join).filter(_is_encodable)
+_digest = st.binary(max_size=4).map(lambda b: hashlib.sha256(b).hexdigest())
+_entry = st.one_of(
+    st.builds(ManifestEntry, _path, st.just("f"), st.sampled_from([0o644, 0o755]), st.integers(0, 2**50), _digest),
+    st.builds(ManifestEntry, _path, st.just("d"), st.just(0o755)),
+    st.builds(ManifestEntry, _path, st.just("l"), target=_path),
+)
+_manifest = st.lists(_entry, max_size=8, unique_by=lambda e: e.path)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/run").write_text("#!/bin/sh\n")
+    (root / "bin/run").chmod(0o755)
+    (root / "empty").write_bytes(b"")
+    (root / "link").symlink_to("bin/run")
+    return root
+
+
+@given(_manifest)
+def test_a_manifest_reads_back_as_it_was_written(entries: list[ManifestEntry]) -> None:
+    assert set(manifest.decode(manifest.encode(entries))) == set(entries)
+
+
+@given(_manifest)
+def test_order_of_entries_does_not_change_the_digest(entries: list[ManifestEntry]) -> None:
+    assert manifest.digest(entries) == manifest.digest(list(reversed(entries)))
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_refused_or_canonical(data: bytes) -> None:
+    try:
+        entries = manifest.decode(data)
+    except TrustError:
+        return
+    assert manifest.encode(entries) == data
+
+
+FILE_LINE = b'{"h":"%s","k":"f","m":"644","p":"a","s":0}\n' % EMPTY_SHA256.encode()
+
+
+@pytest.mark.parametrize(
+    ("promise", "data"),
+    [
+        ("a name twice", FILE_LINE + FILE_LINE),
+        ("a missing last newline", FILE_LINE.rstrip()),
+        ("an empty line", FILE_LINE + b"\n"),
+        ("blanks between keys", FILE_LINE.replace(b",", b", ")),
+        ("an unknown key", FILE_LINE.replace(b'"k"', b'"j":1,"k"')),
+        ("a set-id bit", FILE_LINE.replace(b"644", b"4755")),
+        ("a negative size", FILE_LINE.replace(b'"s":0', b'"s":-1')),
+        ("an unknown kind", b'{"k":"c","p":"a"}\n'),
+        ("a path that climbs", b'{"k":"d","p":"a/../.."}\n'),
+        ("an absolute path", b'{"k":"d","p":"/etc"}\n'),
+        ("a name longer than the file system takes", b'{"k":"d","p":"%s"}\n' % (b"x" * 256)),
+        ("a symlink to nothing", b'{"k":"l","p":"a","t":""}\n'),
+        ("a number for a path", b'{"k":"d","p":1}\n'),
+        ("an array", b"[]\n"),
+        ("nesting without end", b"[" * 100_000 + b"\n"),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
+)
+def test_malformed_manifest_is_refused(promise: str, data: bytes) -> None:
+    with pytest.raises(HostileArchive):
+        manifest.decode(data)
+
+
+def test_scan_tells_kinds_modes_sizes_and_digests(tree: Path) -> None:
+    assert manifest.scan(tree) == (
+        ManifestEntry("bin", "d", 0o755),
+        ManifestEntry("bin/run", "f", 0o755, 10, hashlib.sha256(b"#!/bin/sh\n").hexdigest()),
+        ManifestEntry("empty", "f", 0o644, 0, EMPTY_SHA256),
+        ManifestEntry("link", "l", target="bin/run"),
+    )
+
+
+def test_tree_of_counts_every_member_and_the_bytes_of_files(tree: Path) -> None:
+    signed = manifest.tree_of(manifest.scan(tree))
+    assert (signed.size_bytes, signed.file_count) == (10, 4)
+
+
+def test_an_untouched_tree_has_no_difference_whatever_its_times(tree: Path) -> None:
+    expected = manifest.scan(tree)
+    os.utime(tree / "bin/run", (1, 1))
+    assert manifest.difference(expected, tree) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: (t / "bin/run").write_text("#!/bin/ls\n"), "bin/run was changed"),
+        (lambda t: (t / "bin/run").chmod(0o644), "bin/run was changed"),
+        (lambda t: (t / "bin/run").chmod(0o4755), "bin/run was changed"),
+        (lambda t: (t / "empty").unlink(), "empty is missing"),
+        (lambda t: ((t / "link").unlink(), (t / "link").symlink_to("/bin/sh")), "link was changed"),
+        (lambda t: ((t / "empty").unlink(), os.mkfifo(t / "empty")), "empty was changed"),
+        (lambda t: (t / "bin/new").touch(), "bin/new was added"),
+    ],
+)
+def test_every_change_of_a_tree_is_found(tree: Path, change: object, said: str) -> None:
+    expected = manifest.scan(tree)
+    change(tree)  # type: ignore[operator]
+    assert manifest.difference(expected, tree) == said
