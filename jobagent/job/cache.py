@@ -20,7 +20,7 @@ from pathlib import Path
 from jobagent import manifest
 from jobagent.contracts import Builder, CacheEntry, Holder, Lease, ManifestEntry, Staging
 from jobagent.errors import DiskFull, ScratchUnusable, TrustError
-from jobagent.model import Installed, Package
+from jobagent.model import Installed, Package, Traffic
 
 # Paths of packages end up in `#!` lines, which older kernels cut at 127 bytes.
 NAME_DIGITS = 16
@@ -70,16 +70,17 @@ class PrivateCache:
         """
         slot = self._slot(package)
         with slot.building:
-            is_hit = slot.installed is not None
-            if slot.installed is None:
-                self._install(package, slot, build)
-            installed = slot.installed
-            assert installed is not None
+            hit = slot.installed
+            installed = (
+                replace(hit, package=package, is_cache_hit=True, traffic=Traffic(), seconds={})
+                if hit
+                else self._install(package, slot, build)
+            )
             with self._guard:
                 lease_id = f"private-{next(self._numbers)}"
                 slot.leases.add(lease_id)
                 slot.last_used_s = time.time()
-        return Lease(lease_id, holder, replace(installed, package=package, is_cache_hit=is_hit))
+        return Lease(lease_id, holder, installed)
 
     def release(self, lease: Lease) -> None:
         """End a lease; the package stays until the job ends."""
@@ -150,7 +151,7 @@ class PrivateCache:
             raise TrustError(f"{package.id}: its digest begins like that of another package of this job, {twin}")
         return slot
 
-    def _install(self, package: Package, slot: _Slot, build: Builder) -> None:
+    def _install(self, package: Package, slot: _Slot, build: Builder) -> Installed:
         name = package.key[:NAME_DIGITS]
         staging = Staging(self._root / f"staging-{name}", self._root / f"{name}.archive")
         try:
@@ -173,6 +174,7 @@ class PrivateCache:
             traffic=built.traffic,
             seconds=built.seconds,
         )
+        return slot.installed
 
     def _check_room(self, package: Package, staging: Staging) -> None:
         status = os.statvfs(self._root)
