@@ -7,11 +7,13 @@ fact is logged: watching must not break what is watched.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 log = logging.getLogger("jobagent")
@@ -64,7 +66,7 @@ class Events:
         for listener in listeners:
             try:
                 listener(event)
-            except Exception:  # noqa: BLE001 - a border: a watcher must not end the work it watches
+            except Exception:
                 log.exception("event listener %r failed on %s and was dropped", listener, name)
                 self.unsubscribe(listener)
 
@@ -77,3 +79,18 @@ class Events:
             yield
         finally:
             self.emit("phase.ended", phase=name, seconds=time.monotonic() - start, **fields)
+
+
+class EventFile:
+    """A listener that appends every event to a file, one JSON object a line: `event`, `time_s`, `job_id`, fields."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        line = json.dumps(
+            {"event": event.name, "time_s": round(event.time_s, 3), "job_id": event.job_id, **event.fields}
+        )
+        with self._lock, self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")

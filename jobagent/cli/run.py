@@ -15,7 +15,7 @@ from jobagent import config as configuration
 from jobagent.cli import jobfile, report
 from jobagent.cli.progress import ProgressDisplay
 from jobagent.errors import JobAgentError, SiteError
-from jobagent.events import Events
+from jobagent.events import EventFile, Events
 from jobagent.job import kit as kits
 from jobagent.job import scratch
 from jobagent.job.keeper import Keeper
@@ -43,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     jobfile.arguments(parser)
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where outputs go; default: here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report of the job (- for stdout)")
+    parser.add_argument("--events", type=Path, metavar="FILE", help="append every event as a line of JSON")
     parser.add_argument("--job-id", default="", help="name of the job in logs and ALIEN_PROC_ID")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the payload's output and errors")
 
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     job_id = args.job_id or f"{os.getpid()}-{secrets.token_hex(3)}"
     events, timings = Events(job_id=job_id), report.Timings()
     events.subscribe(timings)
+    if args.events:
+        events.subscribe(EventFile(args.events))
     result: Result | None = None
     failure: JobAgentError | None = None
     try:

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Install the stock programs that tests and demos use, where this user may and they are missing.
+set -eu
+missing=
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need aria2c aria2
+need transmission-daemon transmission-daemon
+need bwrap bubblewrap
+need patchelf patchelf
+need mmdebstrap mmdebstrap
+need zstd zstd
+need busybox busybox
+need ip iproute2
+need dpkg-deb dpkg
+[ -z "$missing" ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "installing$missing"
+    apt-get update -qq >/dev/null
+    # shellcheck disable=SC2086 - a list of words
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+    echo "not installed:$missing; tests that need them are skipped" >&2
+fi
