@@ -4,7 +4,7 @@ A plugin is a module (or object) behind an entry point of the group `jobagent`, 
 and named as in `jobagent.hookspecs`.  `jobagent.testing` has fakes and conformance suites for it.
 """
 
-from jobagent import bencode, durable, manifest, processes
+from jobagent import bencode, durable, entry, environment_policy, manifest, processes
 from jobagent.config import Config, setting
 from jobagent.contracts import (
     Builder,
