@@ -16,9 +16,9 @@ from types import MappingProxyType
 
 from jobagent.errors import JobSyntaxError
 
-# A name may not start with a dot or dash: it becomes a path segment and an argument.
-_WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,127}"
-_SPEC = re.compile(rf"(?:(?P<owner>{_WORD})@)?(?P<name>{_WORD})(?:(?:::|/)(?P<version>{_WORD}))?")
+# Grammar of names, versions and platforms. Not first: dot or dash, as a word becomes a path segment and an argument.
+WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,127}"
+_SPEC = re.compile(rf"(?:(?P<owner>{WORD})@)?(?P<name>{WORD})(?:(?:::|/)(?P<version>{WORD}))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VO_PREFIX = "VO_"
 

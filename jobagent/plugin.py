@@ -133,6 +133,7 @@ __all__ = [
     "Verifier",
     "bencode",
     "durable",
+    "entry",
     "environment_policy",
     "hookimpl",
     "manifest",
