@@ -86,7 +86,8 @@ def test_the_payload_inherits_no_descriptor(tmp_path):
 
 
 def test_a_daemon_that_ignores_sigterm_is_gone_with_the_payload(keeper, tmp_path):
-    script = "setsid sh -c 'trap \"\" TERM; echo $$ > daemon; sleep 300 & wait; sleep 300' & while [ ! -s daemon ]; do :; done"
+    daemon = "trap '' TERM; echo $$ > daemon; sleep 300 & wait; sleep 300"
+    script = f'setsid sh -c "{daemon}" & while [ ! -s daemon ]; do :; done'.replace("$$", "\\$\\$")
     run(keeper, shell(script, tmp_path))
     assert wait_gone(int((tmp_path / "daemon").read_text()))
 
