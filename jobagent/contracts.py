@@ -296,14 +296,18 @@ class Cache(Protocol):
     def final_tree(self, package: Package) -> Path:
         """The path that the package's tree has once installed: what relocation writes into it."""
 
-    def acquire(self, package: Package, holder: Holder, build: Builder) -> Lease:
+    def acquire(
+        self, package: Package, holder: Holder, build: Builder, *, cancelled: threading.Event | None = None
+    ) -> Lease:
         """Return a lease on the installed package, building it where nobody has yet.
 
-        At most one builder runs per package, whatever the number of callers, threads and processes; the others wait.
-        A failed build leaves nothing visible, its error reaches the caller that built, and the next waiter builds.
+        At most one builder runs per package, whatever the number of callers, threads and processes; the others wait,
+        until `cancelled` is set.  A failed build leaves nothing visible, its error reaches the caller that built,
+        and the next waiter builds.
 
         Raises:
             DiskFull: The quota or the disk does not allow it, after eviction.
+            SupplyError: `cancelled` was set while waiting for another's build.
             JobAgentError: What the builder raised.
         """
 
@@ -324,6 +328,59 @@ class Cache(Protocol):
 
     def close(self) -> None:
         """Free everything that this process holds; a private cache removes its directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """What a cache takes of its disk.  `logical_bytes` is the sum over the installed trees, `stored_bytes` what they
+    take with equal files kept once; a limit of 0 is none.
+    """
+
+    packages: int
+    logical_bytes: int
+    stored_bytes: int
+    archive_bytes: int
+    partial_bytes: int
+    quarantine_bytes: int
+    reserved_bytes: int
+    limit_bytes: int
+    free_bytes: int
+    inodes: int
+    limit_inodes: int
+
+    @property
+    def used_bytes(self) -> int:
+        """All that counts against the limit."""
+        return self.stored_bytes + self.archive_bytes + self.partial_bytes + self.quarantine_bytes
+
+    @property
+    def saved_bytes(self) -> int:
+        """What keeping equal files once saves."""
+        return max(0, self.logical_bytes - self.stored_bytes)
+
+
+@runtime_checkable
+class ManagedCache(Cache, Protocol):
+    """A cache that outlives its agents: what the node service and `jobagent cache` need beyond `Cache`."""
+
+    @property
+    def protection(self) -> str:
+        """What keeps a payload from changing packages: `uid`, `view`, or `manifest` (checked before each job)."""
+
+    def order_evictions_by(self, choose: Callable[[Sequence[CacheEntry]], Sequence[str]]) -> None:
+        """Let `choose` give the order (keys) in which packages that may go are evicted."""
+
+    def leases(self) -> Sequence[Lease]:
+        """All leases whose holder lives, whoever took them: what a restarted node service watches again."""
+
+    def pin(self, key: str, *, is_pinned: bool) -> bool:
+        """Keep a package from eviction, or no longer; False where it is absent.  A pin outlives every process."""
+
+    def usage(self) -> CacheUsage:
+        """What is used now."""
+
+    def sweep(self) -> int:
+        """Remove what ended processes left behind and leases of ended holders; return the number of leases."""
 
 
 CacheFactory = Callable[[Context], Cache]

@@ -94,7 +94,7 @@ def fetch(package: Package, kit: Kit, torrent: bytes | None, target: Path, deadl
     size_bytes = package.archive.size_bytes
 
     def progress(done_bytes: int) -> None:
-        kit.events.emit("progress", task=task, done=done_bytes, total=size_bytes)
+        kit.events.emit("progress", task=task, digest=package.key, done=done_bytes, total=size_bytes)
 
     order = Order(
         package, torrent, tuple(kit.catalogue.urls(package)), target, deadline, progress, cancelled=kit.cancelled

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from jobagent import manifest
 from jobagent.contracts import Builder, CacheEntry, Holder, Lease, ManifestEntry, Staging
-from jobagent.errors import DiskFull, ScratchUnusable, TrustError
+from jobagent.errors import DiskFull, ScratchUnusable, SupplyError, TrustError
 from jobagent.model import Installed, Package, Traffic
 
 # Paths of packages end up in `#!` lines, which older kernels cut at 127 bytes.
 NAME_DIGITS = 16
+POLL_S = 0.1  # how late a waiter may notice that it is cancelled
 
 
 @dataclass(slots=True)
@@ -60,16 +61,19 @@ class PrivateCache:
         """The path of the package's tree once installed."""
         return self._root / package.key[:NAME_DIGITS]
 
-    def acquire(self, package: Package, holder: Holder, build: Builder) -> Lease:
+    def acquire(
+        self, package: Package, holder: Holder, build: Builder, *, cancelled: threading.Event | None = None
+    ) -> Lease:
         """Return a lease; the first caller for a package builds it, the others wait.
 
         Raises:
             DiskFull: The file system has no room for archive and tree, found before the download.
+            SupplyError: `cancelled` was set while another thread built.
             TrustError: Two packages of one job have the same first digits in their digest: nobody's accident.
             JobAgentError: What the builder raised.
         """
         slot = self._slot(package)
-        with slot.building:
+        with _held(slot.building, cancelled):
             hit = slot.installed
             installed = (
                 replace(hit, package=package, is_cache_hit=True, traffic=Traffic(), seconds={})
@@ -196,6 +200,18 @@ class PrivateCache:
         shutil.rmtree(doomed, ignore_errors=True)
         if installed.archive is not None:
             _remove_archive(installed.archive)
+
+
+@contextlib.contextmanager
+def _held(lock: threading.Lock, cancelled: threading.Event | None) -> Iterator[None]:
+    """Hold `lock`, or raise SupplyError where `cancelled` is set while waiting for it."""
+    while not lock.acquire(timeout=POLL_S if cancelled else -1):
+        if cancelled and cancelled.is_set():
+            raise SupplyError("cancelled while waiting for another thread's installation")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _remove_archive(archive: Path) -> None:

@@ -103,7 +103,8 @@ def _acquire_all(packages: Sequence[Package], kit: Kit, holder: Holder) -> list[
     scoped = replace(kit, cancelled=_AnyOf(kit.cancelled, cancelled))
 
     def acquire(package: Package) -> Lease:
-        lease = kit.cache.acquire(package, holder, Build(package, scoped, deadline=deadline, unpacking=unpacking))
+        build = Build(package, scoped, deadline=deadline, unpacking=unpacking)
+        lease = kit.cache.acquire(package, holder, build, cancelled=scoped.cancelled)
         try:
             _announce(lease, kit)
         except BaseException:

@@ -208,6 +208,26 @@ class CacheConformance:
             assert not second.result(WAIT_S).installed.is_cache_hit
         assert wanted.builds() == 1
 
+    def test_a_waiter_that_is_cancelled_goes_at_once(self, cache: Cache) -> None:
+        wanted = sample()
+        building, finish, cancelled = threading.Event(), threading.Event(), threading.Event()
+
+        def build(staging: Staging) -> Built:
+            building.set()
+            assert finish.wait(WAIT_S)
+            return wanted(staging)
+
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(cache.acquire, wanted.package, holder(), build)
+            assert building.wait(WAIT_S)
+            second = pool.submit(cache.acquire, wanted.package, holder(), wanted, cancelled=cancelled)
+            cancelled.set()
+            with pytest.raises(SupplyError, match="cancelled"):
+                second.result(WAIT_S)
+            finish.set()
+            first.result(WAIT_S)
+        assert [e.leases for e in cache.entries()] == [1]
+
     def test_no_space_while_building_is_a_full_disk(self, cache: Cache) -> None:
         wanted = sample()
         with pytest.raises(DiskFull):
