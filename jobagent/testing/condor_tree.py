@@ -23,7 +23,7 @@ from jobagent.errors import ConfigurationError, SupplyError
 
 SUITES = ("sid", "trixie")  # HTCondor 25.x of Debian unstable, 23.x of Debian stable
 KINDS = ("full", "worker")
-FORMAT = 2  # of the tree; a change makes new trees
+FORMAT = 3  # of the tree; a change makes new trees
 APT_TIMEOUT_S = 300.0
 
 _PACKAGES = (
@@ -34,7 +34,7 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 _WORKER = {
     "sbin": "condor_master condor_startd condor_starter condor_procd procd_ctl",
-    "libexec": "condor_shared_port condor_chirp condor_gpu_discovery",
+    "libexec": "condor_shared_port condor_chirp condor_gpu_discovery data_plugin",
     "bin": "condor_config_val condor_who condor_ping condor_version",
 }
 _FULL = {
