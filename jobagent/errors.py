@@ -209,6 +209,12 @@ class PluginError(JobAgentError):
     retryable = True
 
 
+class PublishError(JobAgentError):
+    """The package cannot be made or entered into the catalogue: its publisher must act."""
+
+    exit_code = 260
+
+
 class UsageError(JobAgentError):
     """The command line is wrong."""
 
