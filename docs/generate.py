@@ -29,8 +29,8 @@ def exit_codes() -> str:
     classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.JobAgentError)]
     lines = ["# Exit codes and hold codes", "", MADE_BY, ""]
     lines += [
-        "`jobagent run` ends with the payload's own exit code (128 plus the signal's number where a signal ended it), "
-        "or with one of these.  Under HTCondor a code below 300 holds the job with that sub-code; where the table says "
+        "`jobagent run` ends with the payload's own exit code (128 plus the number of the signal that ended it), or "
+        "with one of these.  Under HTCondor a code below 300 holds the job with that sub-code; where the table says "
         "*idle*, the job goes back to Idle and runs elsewhere.",
         "",
         "| exit code | error | HTCondor | meaning |",
