@@ -2,7 +2,8 @@
 
 The kernel takes the loader's path from a program's PT_INTERP segment and knows no relative one, so a tree that has
 moved must have it rewritten.  The tree's maker reserves `FIELD_BYTES` in every program; `relocate` fills the field in
-place.  Only the standard library is used: pilots run it on bare worker nodes, as `python -m jobagent.condor.relocation TREE`.
+place.  Only the standard library is used: pilots run it on bare worker nodes, as
+`python -m jobagent.condor.relocation TREE`.
 """
 
 from __future__ import annotations

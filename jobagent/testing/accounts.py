@@ -6,6 +6,7 @@ import os
 import pwd
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobagent.errors import ConfigurationError
 
@@ -23,7 +24,7 @@ class Account:
     gid: int
 
     @property
-    def popen(self) -> dict[str, int | list[int]]:
+    def popen(self) -> dict[str, Any]:
         """Arguments for `subprocess` that run a program as this user; empty where we are it already."""
         if self.uid == os.geteuid():
             return {}

@@ -27,8 +27,9 @@ FORMAT = 3  # of the tree; a change makes new trees
 APT_TIMEOUT_S = 300.0
 
 _PACKAGES = (
-    "condor libc6 libstdc++6 libgcc-s1 libgomp1 libssl3t64 libsqlite3-0 libuuid1 libpcre2-8-0 libexpat1 zlib1g libzstd1"
-).split()
+    "condor", "libc6", "libstdc++6", "libgcc-s1", "libgomp1", "libssl3t64", "libsqlite3-0", "libuuid1", "libpcre2-8-0",
+    "libexpat1", "zlib1g", "libzstd1",
+)  # fmt: skip
 _DLOPENED = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2", "libgcc_s.so.1")  # named by no program
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -47,7 +48,11 @@ _FULL = {
     "condor_store_cred condor_evicted_files condor_transform_ads condor_off condor_on condor_reconfig condor_vacate "
     "condor_vacate_job condor_wait",
 }
-_SOURCES = {"sbin": ("usr/sbin",), "libexec": ("usr/libexec/condor", "usr/lib/condor/libexec"), "bin": ("usr/bin", "usr/sbin")}
+_SOURCES = {
+    "sbin": ("usr/sbin",),
+    "libexec": ("usr/libexec/condor", "usr/lib/condor/libexec"),
+    "bin": ("usr/bin", "usr/sbin"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,9 @@ def opened(path: Path) -> CondorTree:
     """Return the tree at `path`, which must be relocated already."""
     version = (path / "VERSION").read_text().strip() if (path / "VERSION").exists() else ""
     if not version:
-        raise ConfigurationError(f"{path} is no HTCondor tree", remedy="make one: python -m jobagent.testing.pool tree DIR")
+        raise ConfigurationError(
+            f"{path} is no HTCondor tree", remedy="make one: python -m jobagent.testing.pool tree"
+        )
     return CondorTree(path.resolve(), version)
 
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -108,12 +108,26 @@ class Instance:
         if self._warden is not None:
             raise ConfigurationError(f"{self.directory} runs already")
         user = [] if self.account.uid == os.geteuid() else ["--user", f"{self.account.uid}:{self.account.gid}"]
+        master = [
+            str(self.tree.program("condor_master")),
+            "-f",
+            "-pidfile",
+            str(self.directory / "run" / "master.pid"),
+        ]
+        warden = [
+            sys.executable,
+            "-m",
+            "jobagent.testing.warden",
+            *user,
+            "--grace",
+            f"{STOP_GRACE_S:g}",
+            "--",
+            *master,
+        ]
         with open(self.directory / "log" / "master.out", "ab") as output:
             self._warden = subprocess.Popen(
-                [sys.executable, "-m", "jobagent.testing.warden", *user, "--grace", f"{STOP_GRACE_S:g}", "--",
-                 str(self.tree.program("condor_master")), "-f", "-pidfile", str(self.directory / "run" / "master.pid")],
-                stdin=subprocess.PIPE, stdout=output, stderr=output, env=self.environment,
-            )  # fmt: skip
+                warden, stdin=subprocess.PIPE, stdout=output, stderr=output, env=self.environment
+            )
 
     @property
     def is_running(self) -> bool:
@@ -150,15 +164,20 @@ class Instance:
         self, name: str, *arguments: str, account: Account | None = None, stdin: str = "", check: bool = False
     ) -> subprocess.CompletedProcess[str]:
         """Run an HTCondor tool and return how it ended, as `account` (default: the instance's own)."""
-        argv: Sequence[str] = [str(self.tree.program(name)), *arguments]
-        done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, env=self.environment,
-            cwd=self.directory, **(account or self.account).popen,
-        )  # type: ignore[call-overload]  # fmt: skip
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            [str(self.tree.program(name)), *arguments],
+            check=False,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=TOOL_TIMEOUT_S,
+            env=self.environment,
+            cwd=self.directory,
+            **(account or self.account).popen,
+        )
         if check and done.returncode:
             raise ToolFailed(name, done)
-        result: subprocess.CompletedProcess[str] = done
-        return result
+        return done
 
     def log(self, name: str) -> str:
         """Return one of its log files, such as `StartLog`; empty where there is none yet."""

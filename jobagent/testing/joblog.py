@@ -58,7 +58,7 @@ class JobLog:
         return len({event.process for event in self.events(cluster) if event.kind == SUBMITTED})
 
     def wait(self, cluster: int, kinds: Collection[str] = FINAL, *, timeout_s: float = 60.0) -> list[JobEvent]:
-        """Wait until every job of the cluster has an event of one of these kinds; return each job's first, by process.
+        """Wait until every job of the cluster has an event of one of these kinds; return each job's first.
 
         Raises:
             SiteError: It did not happen in time; the message shows what did.

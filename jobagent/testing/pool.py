@@ -175,8 +175,8 @@ class Pool:
         config = directory / "condor_config"
         config.write_text(
             f"COLLECTOR_HOST = {self.address}\nSEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS\n"
-            f"SEC_TOKEN_DIRECTORY = {tokens}\nUID_DOMAIN = pool.test\nTRUST_DOMAIN = {self.name}\nENABLE_IPV6 = false\n"
-            f"LOCAL_CONFIG_DIR =\nLOG = {directory}\nLOCK = {directory}\nNETWORK_INTERFACE = 127.0.0.1\n"
+            f"SEC_TOKEN_DIRECTORY = {tokens}\nUID_DOMAIN = pool.test\nTRUST_DOMAIN = {self.name}\n"
+            f"ENABLE_IPV6 = false\nLOCAL_CONFIG_DIR =\nLOG = {directory}\nLOCK = {directory}\nNETWORK_INTERFACE = 127.0.0.1\n"
         )
         return config
 
@@ -214,7 +214,7 @@ class Pool:
         return self.directory / "work"
 
     def history(self, cluster: int, *attributes: str, timeout_s: float = 20.0) -> list[dict[str, Any]]:
-        """Return the ads of a cluster's ended jobs from the history, by process, waiting for the schedd to write it."""
+        """Return the ads of a cluster's ended jobs by process, waiting for the schedd to write its history."""
         selection = ["-attributes", ",".join((*attributes, "ProcId", "JobStatus"))] if attributes else []
         wanted = self.jobs.size(cluster)
         deadline = time.monotonic() + timeout_s
