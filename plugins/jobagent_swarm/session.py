@@ -1,0 +1,320 @@
+"""The one door to libtorrent: a session with the project's settings, and the thread that owns its alerts.
+
+Facts about libtorrent 2.1 that shape this module: alerts die at the next `pop_alerts`, so one thread pops and
+watchers copy what they need; rate limits pass by local peers unless all peers are put into the global class; DHT,
+LSD, UPnP, NAT-PMP and uTP are on by default; what a torrent file says about trackers and web seeds is obeyed unless
+it is removed.  Knows nothing of packages, catalogues and jobs.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import libtorrent as lt
+
+from jobagent.plugin import DigestMismatch, HostileArchive
+from jobagent_swarm.settings import Encryption, SwarmSettings
+
+log = logging.getLogger("jobagent.swarm")
+
+VERSION_TAG = "0100"
+LOAD_LIMITS = {
+    "max_buffer_size": 4 << 20,
+    "max_pieces": 100_000,
+    "max_decode_depth": 12,
+    "max_decode_tokens": 10_000,
+}
+PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
+CLOSE_WAIT_S = 2.0  # for the trackers to hear "stopped"
+Watcher = Callable[[lt.alert], None]
+
+
+class Role(enum.StrEnum):
+    """Who we are to other peers, by the letters of the peer id (`-JA0100-`): receivers account origins by it."""
+
+    AGENT = "JA"
+    SEEDER = "JS"
+
+    @property
+    def fingerprint(self) -> str:
+        """The first eight bytes of the peer id."""
+        return f"-{self}{VERSION_TAG}-"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one session is made from; `addresses` empty means all interfaces."""
+
+    role: Role
+    settings: SwarmSettings
+    addresses: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = ()
+    extra: Mapping[str, int | bool | str] | None = None
+
+
+def settings_pack(options: Options) -> dict[str, int | bool | str]:
+    """Return libtorrent's settings; the reasons stand in docs/performance.md."""
+    site = options.settings
+    first, last = site.port_range
+    encryption = {Encryption.OFF: 2, Encryption.PREFER: 1, Encryption.REQUIRE: 0}[site.encryption]
+    hosts = [f"[{a}]" if ":" in a else a for a in options.addresses] or ["0.0.0.0", "[::]"]
+    categories = lt.alert_category
+    pack: dict[str, int | bool | str] = {
+        "user_agent": "jobagent/0.1",
+        "peer_fingerprint": options.role.fingerprint,
+        "listen_interfaces": ",".join(f"{h}:{first}" for h in hosts),
+        "outgoing_interfaces": ",".join(options.addresses),
+        "max_retry_port_bind": last - first,
+        "listen_system_port_fallback": False,
+        "listen_queue_size": 200,
+        "alert_mask": int(
+            categories.error
+            | categories.status
+            | categories.storage
+            | categories.tracker
+            | categories.block_progress
+            | categories.peer
+        ),
+        "alert_queue_size": 200_000,  # 300 MB are 38,000 alerts; dropped ones would break the accounting
+        **dict.fromkeys(("enable_dht", "enable_upnp", "enable_natpmp"), False),
+        **dict.fromkeys(("enable_outgoing_utp", "enable_incoming_utp"), False),
+        "enable_lsd": site.local_discovery,
+        "local_service_announce_interval": 30,
+        "in_enc_policy": encryption,
+        "out_enc_policy": encryption,
+        "download_rate_limit": site.download_rate_bytes,
+        "upload_rate_limit": site.upload_rate_bytes,
+        "connections_limit": site.connections,
+        "unchoke_slots_limit": site.unchoke_slots,
+        "unchoke_interval": 5,
+        "aio_threads": 1,
+        "hashing_threads": 1,
+        "smooth_connects": False,
+        "connection_speed": 200,
+        "torrent_connect_boost": 60,
+        "allow_multiple_connections_per_ip": True,  # eight slots of one node
+        "announce_to_all_trackers": True,
+        "announce_to_all_tiers": True,
+        "min_announce_interval": 5,  # libtorrent's 300 s would overrule a tracker's short interval
+        "tracker_backoff": 50,
+        "tracker_completion_timeout": 10,
+        "tracker_receive_timeout": 5,
+        "tracker_maximum_response_length": 64 << 10,
+        "stop_tracker_timeout": 1,
+        "max_concurrent_http_announces": 20,
+        "num_want": 80,
+        "peer_connect_timeout": 5,
+        "handshake_timeout": 5,
+        "request_timeout": 20,
+        "min_reconnect_time": 5,
+        "max_failcount": 5,
+        "urlseed_timeout": 10,
+        "urlseed_wait_retry": 5,
+        "validate_https_trackers": True,
+        "ssrf_mitigation": True,
+    }
+    return pack | dict(options.extra or {})
+
+
+class Torrent:
+    """One torrent of a session.  Made by `Session.add`; `path` is where its only file is."""
+
+    def __init__(self, handle: lt.torrent_handle, path: Path, watcher: Watcher) -> None:
+        self.handle = handle
+        self.path = path
+        self.watcher = watcher
+
+    def status(self) -> lt.torrent_status:
+        """State as libtorrent sees it; a synchronous call of about 0.1 ms."""
+        return self.handle.status(0)
+
+
+class Session:
+    """A libtorrent session.  Thread-safe; watchers are called in the session's own thread and must return at once."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._torrents: dict[lt.torrent_handle, Torrent] = {}
+        self._stats_arrived = threading.Condition(self._lock)
+        self._stats: Mapping[str, int] = {}
+        self._stats_round = 0
+        self._listening = threading.Event()
+        self._ports: dict[str, int] = {}
+        self.listen_failures: list[str] = []
+        parameters = lt.session_params(cast("lt.settings_pack", settings_pack(options)))
+        parameters.disk_io_constructor = "posix_disk_io_constructor"
+        self._session: lt.session | None = lt.session(parameters)
+        self._session.set_peer_class_filter(_everyone_in(int(self._session.global_peer_class_id)))
+        self._closing = threading.Event()
+        self._tickers: list[Callable[[], None]] = []
+        self._pump = threading.Thread(target=self._run, name="swarm-alerts", daemon=True)
+        self._pump.start()
+
+    @property
+    def native(self) -> lt.session:
+        """The libtorrent session; raises RuntimeError after close."""
+        if self._session is None:
+            raise RuntimeError("the swarm session is closed")
+        return self._session
+
+    def port(self, timeout_s: float = 5.0) -> int:
+        """The port that peers can reach, 0 where none could be bound."""
+        self._listening.wait(timeout_s)
+        return next(iter(self._ports.values()), 0)
+
+    def on_tick(self, tick: Callable[[], None]) -> None:
+        """Call `tick` in the session's thread at least every half second while alerts come or not."""
+        self._tickers.append(tick)
+
+    def add(
+        self,
+        parameters: lt.add_torrent_params,
+        path: Path,
+        watcher: Watcher,
+        *,
+        is_complete: bool = False,
+        is_fresh: bool = False,
+        is_super_seed: bool = False,
+    ) -> Torrent:
+        """Add a torrent, as `load` returned it, whose only file is `path`.
+
+        `is_complete`: the file was verified, it is not hashed again.  `is_fresh`: the file holds nothing yet, it is
+        not hashed in search of a partial download.
+        """
+        parameters.save_path = str(path.parent)
+        parameters.renamed_files = {0: path.name}
+        parameters.trackers = list(self._options.trackers)
+        parameters.max_connections = self._options.settings.connections_per_package
+        flags = lt.torrent_flags
+        parameters.flags = flags.update_subscribe | flags.apply_ip_filter | flags.disable_dht
+        parameters.flags |= flags.override_trackers | flags.override_web_seeds | flags.duplicate_is_error
+        if not self._options.settings.local_discovery:
+            parameters.flags |= flags.disable_lsd
+        if not self._options.settings.peer_exchange:
+            parameters.flags |= flags.disable_pex
+        if is_complete:
+            parameters.flags |= flags.seed_mode
+        elif is_fresh:
+            parameters.flags |= flags.no_verify_files
+        if is_super_seed:
+            parameters.flags |= flags.super_seeding
+        with self._lock:  # held so that the first alerts find their watcher
+            handle = self.native.add_torrent(parameters)
+            added = Torrent(handle, path, watcher)
+            self._torrents[handle] = added
+        return added
+
+    def remove(self, torrent: Torrent) -> None:
+        """Remove a torrent, its file stays; trackers hear "stopped".  Idempotent."""
+        with self._lock:
+            if self._torrents.pop(torrent.handle, None) is None or self._session is None:
+                return
+            self._session.remove_torrent(torrent.handle)
+
+    def connect(self, torrent: Torrent, address: str, port: int) -> None:
+        """Try a peer that no tracker named."""
+        torrent.handle.connect_peer((address, port))
+
+    def apply(self, **settings: int | bool | str) -> None:
+        """Change libtorrent settings, such as rate limits, of the running session."""
+        self.native.apply_settings(cast("lt.settings_pack", settings))
+
+    def statistics(self, timeout_s: float = 1.0) -> Mapping[str, int]:
+        """libtorrent's session counters by name, not older than this call unless the session is too busy."""
+        with self._stats_arrived:
+            if self._session is None:
+                return self._stats
+            wanted = self._stats_round + 1
+            self._session.post_session_stats()
+            self._stats_arrived.wait_for(lambda: self._stats_round >= wanted, timeout_s)
+            return self._stats
+
+    def close(self) -> None:
+        """Tell the trackers and end, within about two seconds; idempotent."""
+        with self._lock:
+            if self._session is None:
+                return
+            session, self._session = self._session, None
+            for handle in self._torrents:
+                session.remove_torrent(handle)
+            self._torrents.clear()
+        self._closing.set()
+        self._pump.join(CLOSE_WAIT_S)
+        # the destructor waits for the trackers: bounded by stop_tracker_timeout, and off this thread
+        holder = [session]
+        del session
+        closer = threading.Thread(target=holder.clear, name="swarm-close", daemon=True)
+        closer.start()
+        closer.join(CLOSE_WAIT_S)
+
+    def _run(self) -> None:
+        session = self._session
+        while session is not None and not self._closing.is_set():
+            session.wait_for_alert(PUMP_WAIT_MS)
+            for alert in session.pop_alerts():
+                self._dispatch(alert)
+            for tick in self._tickers:
+                tick()
+
+    def _dispatch(self, alert: lt.alert) -> None:
+        if isinstance(alert, lt.torrent_alert):
+            with self._lock:
+                torrent = self._torrents.get(alert.handle)
+            if torrent is not None:
+                torrent.watcher(alert)
+        elif isinstance(alert, lt.session_stats_alert):
+            with self._stats_arrived:
+                self._stats = dict(alert.values)
+                self._stats_round += 1
+                self._stats_arrived.notify_all()
+        elif isinstance(alert, lt.listen_succeeded_alert):
+            self._ports[str(alert.address)] = alert.port
+            self._listening.set()
+        elif isinstance(alert, lt.listen_failed_alert):
+            self.listen_failures.append(alert.message())
+        elif isinstance(alert, lt.alerts_dropped_alert):
+            log.error("libtorrent dropped alerts: transfer accounting is incomplete")
+
+
+def piece_size_of(parameters: lt.add_torrent_params) -> int:
+    """Bytes of a piece."""
+    assert parameters.ti is not None
+    return parameters.ti.piece_length()
+
+
+def load(torrent: bytes, infohash_v2: str) -> lt.add_torrent_params:
+    """Decode a torrent within tight limits and strip it of trackers, web seeds and peers.
+
+    Raises:
+        DigestMismatch: Its v2 infohash is not the signed one.
+        HostileArchive: It cannot be read, or holds anything but one file.
+    """
+    try:
+        limits: Any = LOAD_LIMITS
+        parameters: lt.add_torrent_params = lt.load_torrent_buffer(torrent, limits)
+    except RuntimeError as error:
+        raise HostileArchive(f"torrent {infohash_v2[:12]}… is refused: {error}") from error
+    assert parameters.ti is not None
+    found = str(parameters.ti.info_hashes().v2)
+    if found != infohash_v2:
+        raise DigestMismatch(f"torrent has infohash {found[:12]}…, signed is {infohash_v2[:12]}…")
+    if parameters.ti.num_files() != 1:
+        raise HostileArchive(f"torrent {infohash_v2[:12]}… holds {parameters.ti.num_files()} files, expected is one")
+    parameters.trackers, parameters.tracker_tiers = [], []
+    parameters.url_seeds, parameters.http_seeds = [], []
+    parameters.dht_nodes, parameters.peers = [], []
+    return parameters
+
+
+def _everyone_in(peer_class: int) -> lt.ip_filter:
+    everyone = lt.ip_filter()
+    everyone.add_rule("0.0.0.0", "255.255.255.255", 1 << peer_class)
+    everyone.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1 << peer_class)
+    return everyone

@@ -1,0 +1,58 @@
+"""`[swarm]`: how this node takes part in the swarm."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobagent.plugin import ConfigurationError, setting
+
+
+class Encryption(enum.StrEnum):
+    """Policy for the (obfuscating, not protecting) protocol encryption of BitTorrent."""
+
+    OFF = "off"
+    PREFER = "prefer"
+    REQUIRE = "require"
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmSettings:
+    """The section; rates are bytes per second and 0 means unlimited."""
+
+    ports: str = setting("0", "Listening port or range, as in `6881-6889`; 0: any. If all are taken: download only.")
+    download_rate_bytes: int = setting(0, "Download limit of this node in bytes/s, also for local peers; 0: none.")
+    upload_rate_bytes: int = setting(0, "Upload limit of this node in bytes/s, also for local peers; 0: none.")
+    connections: int = setting(200, "Peer connections of this node.")
+    connections_per_package: int = setting(40, "Peer connections for one package.")
+    unchoke_slots: int = setting(8, "Peers that are uploaded to at the same time, per node.")
+    trackers: tuple[str, ...] = setting((), "Announce URLs; empty: `announce` below each catalogue URL.")
+    token_file: Path = setting(Path(), "File with the announce token of the VO; empty: none.")
+    encryption: Encryption = setting(Encryption.PREFER, "Protocol encryption: `off`, `prefer` or `require`.")
+    local_discovery: bool = setting(False, "Find peers by multicast in the local network (LSD).")
+    peer_exchange: bool = setting(True, "Learn peers from peers (PEX): keeps a swarm alive without trackers.")
+    is_seeding: bool = setting(True, "Whether this node gives to others what it has.")
+    no_peer_timeout_s: float = setting(15.0, "Seconds to wait for a first peer before another transport is tried.")
+    stall_timeout_s: float = setting(30.0, "Seconds without any progress before another transport is tried.")
+    minimum_rate_bytes: int = setting(20_000, "Bytes/s below which, for `rate_window_s`, another transport is tried.")
+    rate_window_s: float = setting(60.0, "Seconds over which the minimum rate is measured.")
+    web_seed_after_s: float = setting(
+        8.0, "Seconds without progress before the catalogue's web servers help with the missing pieces; 0: never."
+    )
+
+    @property
+    def port_range(self) -> tuple[int, int]:
+        """First and last port.
+
+        Raises:
+            ConfigurationError: `ports` is neither a port nor a range of ports.
+        """
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", self.ports)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= first <= last <= 65535:
+            raise ConfigurationError(
+                f"[swarm] ports is {self.ports!r}", remedy="write a port or a range, as 6881-6889"
+            )
+        return first, last

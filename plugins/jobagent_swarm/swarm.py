@@ -1,0 +1,335 @@
+"""The swarm as a transport: fetches archives from peers and gives them to others.
+
+One libtorrent session for all packages of an agent, made at the first fetch or seed.  A download goes to
+`<target>.part`, reserved to its full size, so that a partial file never looks like a complete one; it is renamed to
+`target` when its bytes are flushed and synced.  An interrupted download is taken up by hashing what is there.  When
+no peer gives anything, the catalogue's web servers help with the missing pieces inside the same download: what was
+verified is kept.  Only then the core tries its next transport.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import libtorrent as lt
+
+from jobagent.plugin import (
+    Context,
+    NoFreePort,
+    Order,
+    Package,
+    ScratchUnusable,
+    SupplyError,
+    Traffic,
+    durable,
+)
+from jobagent_swarm.download import Download, Patience
+from jobagent_swarm.reservation import reserve
+from jobagent_swarm.session import Options, Role, Session, Torrent, load, piece_size_of
+from jobagent_swarm.settings import SwarmSettings
+from jobagent_swarm.site import options_of
+
+log = logging.getLogger("jobagent.swarm")
+
+POLL_S = 0.25  # progress reports and patience; the end of a download wakes at once
+MOVE_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class _Offer:
+    """An archive that is in the session and complete; provisional until the core calls `seed`."""
+
+    torrent: Torrent
+    path: Path
+    is_provisional: bool
+
+
+class Swarm:
+    """Transport and seeder over one lazy libtorrent session.  Thread-safe."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        role: Role = Role.AGENT,
+        make_room: Callable[[Path, int], bool] = reserve,
+    ) -> None:
+        self._context = context
+        self._role = role
+        self._make_room = make_room
+        self._lock = threading.RLock()
+        self._session: Session | None = None
+        self._is_closed = False
+        self._offers: dict[str, _Offer] = {}
+        self._fetching: dict[str, threading.Lock] = {}
+        self._has_warned = False
+
+    @property
+    def name(self) -> str:
+        """`swarm`."""
+        return "swarm"
+
+    @property
+    def rank(self) -> int:
+        """First among transports."""
+        return 10
+
+    def can_fetch(self, order: Order) -> bool:
+        """Whether there is a torrent."""
+        return order.torrent is not None and order.package.archive.size_bytes > 0
+
+    def fetch(self, order: Order) -> Traffic:
+        """Fetch from peers, and from web servers where peers do not deliver; see `Transport.fetch`.
+
+        A second fetch of the same archive waits for the first and copies.
+        """
+        key = order.package.key
+        with self._lock:
+            turn = self._fetching.setdefault(key, threading.Lock())
+        if not turn.acquire(timeout=max(0.0, order.deadline - time.monotonic())):
+            raise SupplyError(f"{order.package.id} is being fetched by another job and did not arrive in time")
+        try:
+            with self._lock:
+                offer = self._offers.get(key)
+            if offer is not None and _copy(offer.path, order.target, order.package.archive.size_bytes):
+                return Traffic()
+            return self._download(order)
+        finally:
+            turn.release()
+
+    def seed(self, package: Package, archive: Path, torrent: bytes) -> None:
+        """Offer `archive`, which was verified: it is not hashed again.  A file that moved is followed.
+
+        Raises:
+            TrustError: The torrent is not the signed one.
+            ScratchUnusable: The file is not there or has not the signed size.
+        """
+        if not self._settings.is_seeding:
+            self.unseed(package.key)
+            return
+        try:
+            size = archive.stat().st_size
+        except OSError as error:
+            raise ScratchUnusable(f"cannot seed {archive}: {error.strerror}") from error
+        if size != package.archive.size_bytes:
+            raise ScratchUnusable(f"cannot seed {archive}: it has {size} bytes, not {package.archive.size_bytes}")
+        with self._lock:
+            offer = self._offers.get(package.key)
+            if offer is not None and (offer.path == archive or _follow(offer, archive)):
+                offer.is_provisional = False
+                return
+            parameters = load(torrent, package.archive.infohash_v2)
+            if offer is not None:
+                self._open_session().remove(offer.torrent)
+            added = self._open_session().add(parameters, archive, _ignore, is_complete=True)
+            self._offers[package.key] = _Offer(added, archive, is_provisional=False)
+
+    def unseed(self, key: str) -> None:
+        """Stop offering; when it returns the file is no longer read."""
+        with self._lock:
+            offer = self._offers.pop(key, None)
+            if offer is not None and self._session is not None:
+                self._session.remove(offer.torrent)
+
+    def status(self) -> Mapping[str, float]:
+        """Counters of the session; all zero while there is none."""
+        with self._lock:
+            session, seeding = self._session, len(self._offers)
+        if session is None:
+            names = ("peers", "upload_bytes", "download_bytes", "upload_bytes_per_s", "download_bytes_per_s")
+            return {"seeding": 0.0, **dict.fromkeys(names, 0.0)}
+        counters = session.statistics()
+        states = [offer.torrent.status() for offer in self._snapshot()]
+        return {
+            "seeding": float(seeding),
+            "peers": float(counters.get("peer.num_peers_connected", 0)),
+            "upload_bytes": float(counters.get("net.sent_payload_bytes", 0)),
+            "download_bytes": float(counters.get("net.recv_payload_bytes", 0)),
+            "upload_bytes_per_s": float(sum(s.upload_payload_rate for s in states)),
+            "download_bytes_per_s": float(sum(s.download_payload_rate for s in states)),
+        }
+
+    def port(self) -> int:
+        """The listening port; 0 where none could be bound or there is no session yet."""
+        return self._session.port() if self._session else 0
+
+    def close(self) -> None:
+        """Leave the swarm; idempotent."""
+        with self._lock:
+            self._is_closed = True
+            session, self._session = self._session, None
+            self._offers.clear()
+        if session is not None:
+            session.close()
+
+    @property
+    def _settings(self) -> SwarmSettings:
+        return self._context.config.get(SwarmSettings)
+
+    def _open_session(self) -> Session:
+        with self._lock:
+            if self._is_closed:
+                raise SupplyError("the swarm is closed")
+            if self._session is None:
+                options: Options = options_of(self._context.config, self._role)
+                self._session = Session(options)
+                self._session.on_tick(self._drop_vanished)
+                if not self._session.port():
+                    self._refuse_or_warn(self._session)
+            return self._session
+
+    def _refuse_or_warn(self, session: Session) -> None:
+        """Without a port a node can still download, unless the address itself is wrong."""
+        reason = "; ".join(session.listen_failures) or "no interface to listen on"
+        if "Address already in use" not in reason and "in use" not in reason:
+            self._session = None
+            session.close()
+            raise NoFreePort(f"cannot listen: {reason}", remedy="check [site] address and [swarm] ports")
+        self._warn(f"no port of {self._settings.ports} is free: this node downloads but nobody can connect to it")
+
+    def _warn(self, message: str) -> None:
+        log.warning(message)
+        self._context.events.emit("warning", message=message)
+
+    def _download(self, order: Order) -> Traffic:
+        archive = order.package.archive
+        session = self._open_session()
+        part = order.target.with_name(order.target.name + ".part")
+        has_data = self._make_room(part, archive.size_bytes)
+        try:
+            with self._added(session, order, part, is_fresh=not has_data) as (torrent, download):
+                self._wait(order, torrent, download)
+                _sync(part)
+                os.replace(part, order.target)
+                durable.sync_directory(order.target.parent)
+                torrent.handle.rename_file(0, order.target.name)
+                torrent.path = order.target
+                with self._lock:
+                    self._offers[order.package.key] = _Offer(torrent, order.target, is_provisional=True)
+                order.progress(archive.size_bytes)
+                return download.traffic()
+        except OSError as error:
+            raise ScratchUnusable(f"cannot complete {order.target}: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def _added(
+        self, session: Session, order: Order, part: Path, *, is_fresh: bool
+    ) -> Iterator[tuple[Torrent, Download]]:
+        """A torrent that leaves the session, and a part that goes if it is worthless, where the block fails."""
+        archive = order.package.archive
+        parameters = load(order.torrent or b"", archive.infohash_v2)
+        download = Download(archive.size_bytes, piece_size_of(parameters), archive.file_name)
+        torrent = session.add(parameters, part, download.on_alert, is_fresh=is_fresh)
+        done_bytes = 1
+        try:
+            yield torrent, download
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                done_bytes = torrent.status().total_done
+            session.remove(torrent)
+            if not done_bytes:
+                part.unlink(missing_ok=True)
+            raise
+
+    def _wait(self, order: Order, torrent: Torrent, download: Download) -> None:
+        """Return when the file is complete and flushed; raise when it is hopeless, late or unwanted."""
+        patience: Patience | None = None
+        has_web_seeds = False
+        while not download.is_flushed:
+            download.wait(POLL_S)
+            download.raise_failure()
+            now = time.monotonic()
+            state = torrent.status()
+            order.progress(state.total_done)
+            if order.cancelled.is_set():
+                raise SupplyError(f"fetch of {order.package.id} was cancelled")
+            if now >= order.deadline:
+                raise SupplyError(f"{order.package.id} did not arrive in time: {_describe(order, state, download)}")
+            if not download.is_checked or state.is_finished:
+                continue
+            if patience is None:
+                patience = Patience(self._settings, now, state.total_done)
+            reason = patience.verdict(now, state.total_done, state.num_peers)
+            if reason is not None:
+                raise SupplyError(f"{reason}: {_describe(order, state, download)}")
+            is_late = 0 < self._settings.web_seed_after_s <= patience.idle_s(now)
+            if is_late and not has_web_seeds:
+                has_web_seeds = True
+                self._add_web_seeds(order, torrent)
+
+    def _add_web_seeds(self, order: Order, torrent: Torrent) -> None:
+        servers = [u for u in order.urls if u.startswith(("http://", "https://")) and "?" not in u]
+        if servers:
+            self._warn(
+                f"no peer delivers {order.package.id}: fetching what is missing from {len(servers)} web servers"
+            )
+        for url in servers:
+            torrent.handle.add_url_seed(url)
+
+    def _drop_vanished(self) -> None:
+        """Forget what was fetched but never adopted, once its file is gone."""
+        with self._lock:
+            gone = [k for k, o in self._offers.items() if o.is_provisional and not o.path.exists()]
+            for key in gone:
+                self.unseed(key)
+
+    def _snapshot(self) -> list[_Offer]:
+        with self._lock:
+            return list(self._offers.values())
+
+
+def _ignore(alert: lt.alert) -> None:
+    """Watch a seed: nothing of interest happens to it."""
+
+
+def _follow(offer: _Offer, archive: Path) -> bool:
+    """Point a torrent in the session to the new place of its file, keeping its peers."""
+    handle = offer.torrent.handle
+    if offer.path.exists() and not offer.path.samefile(archive):
+        return False
+    state = handle.status(0)
+    if state.errc.value() or not state.is_seeding:
+        return False
+    if offer.path.parent != archive.parent:
+        handle.move_storage(str(archive.parent), lt.move_flags_t.reset_save_path_unchecked)
+    if offer.path.name != archive.name:
+        handle.rename_file(0, archive.name)
+    offer.path = offer.torrent.path = archive
+    return True
+
+
+def _copy(source: Path, target: Path, size_bytes: int) -> bool:
+    """Copy what this process already seeds; False where it cannot be."""
+    try:
+        if source.stat().st_size != size_bytes:
+            return False
+        shutil.copyfile(source, target)
+        _sync(target)
+    except OSError:
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _describe(order: Order, state: lt.torrent_status, download: Download) -> str:
+    """Say how far it came and what the trackers said, for the one line of an error."""
+    failures = [f"{url.partition('?')[0]}: {why}" for url, why in download.tracker_failures().items() if why]
+    parts = [f"{state.total_done} of {order.package.archive.size_bytes} bytes", f"{state.num_peers} peers", *failures]
+    if download.banned_peers:
+        parts.append(f"{download.banned_peers} corrupt peers banned")
+    return ", ".join(parts)
