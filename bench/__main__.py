@@ -1,0 +1,48 @@
+"""`python -m bench`: run all benchmarks, quick or `--full`, and collect their figures in one file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "landing", "swarm", "simulate")
+LIMIT_S = 1800
+
+
+def main() -> int:
+    """Run them one after the other; a failed one is said and does not stop the rest."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/bench.json"), metavar="FILE", help="where figures go"
+    )
+    parser.add_argument("--full", action="store_true", help="thorough instead of quick")
+    options = parser.parse_args()
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    figures, failed = {}, []
+    for name in options.names or NAMES:
+        if importlib.util.find_spec(f"bench.{name}") is None:
+            failed.append(name)
+            continue
+        print(f"== bench.{name}", flush=True)
+        output = options.json.with_name(f"bench-{name}.json")
+        argv = [sys.executable, "-m", f"bench.{name}", "--json", str(output), *(["--full"] if options.full else [])]
+        try:
+            code = subprocess.run(argv, timeout=LIMIT_S, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = 1
+        if code:
+            failed.append(name)
+        else:
+            figures[name] = json.loads(output.read_text())
+    options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"figures: {options.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
