@@ -176,7 +176,8 @@ class Pool:
         config.write_text(
             f"COLLECTOR_HOST = {self.address}\nSEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS\n"
             f"SEC_TOKEN_DIRECTORY = {tokens}\nUID_DOMAIN = pool.test\nTRUST_DOMAIN = {self.name}\n"
-            f"ENABLE_IPV6 = false\nLOCAL_CONFIG_DIR =\nLOG = {directory}\nLOCK = {directory}\nNETWORK_INTERFACE = 127.0.0.1\n"
+            f"ENABLE_IPV6 = false\nLOCAL_CONFIG_DIR =\n"
+            f"LOG = {directory}\nLOCK = {directory}\nNETWORK_INTERFACE = 127.0.0.1\n"
         )
         return config
 
