@@ -1,0 +1,90 @@
+"""A Python with everything installed that any user of this machine may read.
+
+Jobs run as other users than the developer, whose interpreter and checkout often lie below a closed home directory.
+`readable` returns the running interpreter where everybody can read it, else a copy (of hard links where possible).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import jobagent
+
+_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3"}
+_PATCH_TIMEOUT_S = 30.0
+
+
+def readable(directory: Path) -> Path:
+    """Return an interpreter that imports `jobagent` and all its plugins for any user.
+
+    A copy goes to `directory`, which must be readable itself and not exist yet.
+    """
+    packages = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    needed = [Path(sys.executable).resolve(), *packages, *_own_packages()]
+    if all(map(is_open, needed)):
+        return Path(sys.executable)
+    return _copy(directory)
+
+
+def is_open(path: Path) -> bool:
+    """Whether everybody may read `path` and pass through all its parents."""
+    resolved = path.resolve()
+    return bool(resolved.stat().st_mode & stat.S_IROTH) and all(
+        parent.stat().st_mode & stat.S_IXOTH for parent in resolved.parents
+    )
+
+
+def _own_packages() -> list[Path]:
+    """The directories of `jobagent` and of the plugins that come with it, where they run from a checkout."""
+    own = Path(jobagent.__file__).parent
+    return [own, *sorted((own.parent / "plugins").glob("jobagent_*"))]
+
+
+def _copy(directory: Path) -> Path:
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    library = directory / "lib" / version
+    _link_tree(Path(sysconfig.get_path("stdlib")), library, _LEFT_OUT)
+    site = library / "site-packages"
+    for name in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        _link_tree(Path(name), site, set())
+    for editable in site.glob("_jobagent*.pth"):
+        editable.unlink()
+    for package in _own_packages():
+        shutil.rmtree(site / package.name, ignore_errors=True)
+        shutil.copytree(package, site / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    program = directory / "bin" / version
+    program.parent.mkdir()
+    shutil.copy(Path(sys.executable).resolve(), program)
+    if shared := sysconfig.get_config_var("INSTSONAME") if sysconfig.get_config_var("Py_ENABLE_SHARED") else None:
+        _link(str(Path(sysconfig.get_config_var("LIBDIR")) / shared), str(directory / "lib" / shared))
+        subprocess.run(
+            ["patchelf", "--set-rpath", "$ORIGIN/../lib", str(program)], check=True, timeout=_PATCH_TIMEOUT_S
+        )
+    for parent in (directory, *directory.glob("*"), library, site):
+        parent.chmod(0o755)
+    return program
+
+
+def _link_tree(source: Path, target: Path, left_out: set[str]) -> None:
+    def ignore(_: str, names: list[str]) -> set[str]:
+        return left_out.intersection(names)
+
+    shutil.copytree(source, target, ignore=ignore, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file that everybody may read; copy it where links cannot be made or where it is closed."""
+    try:
+        if os.stat(source).st_mode & stat.S_IROTH:
+            os.link(source, target)
+            return
+    except OSError:
+        pass
+    shutil.copy(source, target)
+    os.chmod(target, os.stat(target).st_mode | stat.S_IROTH)
