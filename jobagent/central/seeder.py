@@ -1,0 +1,94 @@
+"""The seeder: offers every archive of a catalogue directory that the verified catalogue names and nobody banned.
+
+One is enough for the whole grid, because peers give to each other; more can run anywhere.  It holds no trust: what
+it offers is refused by every client where it differs from what was signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from jobagent.central.watch import CatalogueWatch, Snapshot
+from jobagent.config import Config
+from jobagent.contracts import Catalogue, Context
+from jobagent.errors import JobAgentError
+from jobagent.events import Events
+from jobagent.model import Package
+from jobagent_swarm.session import Role
+from jobagent_swarm.swarm import Swarm
+
+log = logging.getLogger("jobagent.central")
+
+
+class CatalogueSeeder:
+    """Follows a `CatalogueWatch`: what appears is seeded, what disappears or is banned is not.
+
+    Args:
+        directory: The catalogue directory with `archives/<sha256>/<file name>`.
+        config: For `[swarm]` and `[site]`.
+    """
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        self._directory = directory
+        self._swarm = Swarm(Context(config, directory, Events(), ""), role=Role.SEEDER)
+        self._lock = threading.Lock()
+        self._seeded: dict[str, Package] = {}
+        self._refused: set[str] = set()
+
+    def follow(self, watch: CatalogueWatch) -> None:
+        """Seed what `watch` sees from now on."""
+        watch.subscribe(lambda snapshot: self.update(snapshot, watch.catalogue))
+
+    def update(self, snapshot: Snapshot | None, catalogue: Catalogue) -> None:
+        """Make what is seeded equal to the snapshot; without one nothing new is seeded and nothing is taken away."""
+        if snapshot is None:
+            return
+        wanted = {package.key: package for package in snapshot.packages}
+        with self._lock:
+            for key in self._seeded.keys() - wanted.keys():
+                self._swarm.unseed(key)
+                log.info("no longer seeding %s", self._seeded.pop(key).id)
+            for key in wanted.keys() - self._seeded.keys():
+                if self._seed(wanted[key], catalogue):
+                    self._seeded[key] = wanted[key]
+
+    def seeded(self) -> Mapping[str, Package]:
+        """What is offered now, by digest."""
+        with self._lock:
+            return dict(self._seeded)
+
+    def port(self) -> int:
+        """The listening port, 0 while nothing is seeded."""
+        return self._swarm.port()
+
+    def status(self) -> Mapping[str, float]:
+        """Counters, as of any `Seeder`."""
+        return self._swarm.status()
+
+    def close(self) -> None:
+        """Leave all swarms."""
+        self._swarm.close()
+
+    def _seed(self, package: Package, catalogue: Catalogue) -> bool:
+        archive = self._directory / "archives" / package.key / package.archive.file_name
+        try:
+            if package.key not in self._refused and not _has_digest(archive, package.key):
+                log.error("%s is not what was signed: it is not seeded", archive)
+                self._refused.add(package.key)
+            if package.key in self._refused:
+                return False
+            self._swarm.seed(package, archive, catalogue.torrent(package.archive))
+        except (JobAgentError, OSError) as error:
+            log.error("cannot seed %s: %s", package.id, error)
+            return False
+        log.info("seeding %s (%s)", package.id, package.key[:12])
+        return True
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == sha256

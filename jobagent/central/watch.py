@@ -1,0 +1,148 @@
+"""The verified catalogue as the central services see it: kept current by one thread, handed out as snapshots.
+
+Tracker and seeder act only on what a snapshot holds.  Where the catalogue cannot be verified any more there is no
+snapshot, and so nothing is tracked: it fails closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from jobagent.central.tracker import Tracked
+from jobagent.contracts import Catalogue, Freshness
+from jobagent.errors import CatalogueUnreachable, JobAgentError, SupplyError
+from jobagent.model import Package, PackageState
+
+log = logging.getLogger("jobagent.central")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All packages of a verified catalogue that may be distributed; banned ones are left out.
+
+    `tracked` is by 20-byte infohash: v1, and v2 truncated (BEP 52).
+    """
+
+    freshness: Freshness
+    packages: tuple[Package, ...]
+    tracked: Mapping[bytes, Tracked] = field(default_factory=dict)
+
+
+def take(catalogue: Catalogue) -> Snapshot:
+    """Refresh the catalogue and list it; raises SupplyError or TrustError as the catalogue does."""
+    freshness = catalogue.refresh()
+    packages = [
+        package
+        for namespace in catalogue.namespaces()
+        for name in catalogue.names(namespace)
+        for package in catalogue.versions(namespace, name)
+        if package.state is not PackageState.BANNED
+    ]
+    tracked: dict[bytes, Tracked] = {}
+    for package in packages:
+        swarm = Tracked(package.key, package.id.namespace)
+        tracked[bytes.fromhex(package.archive.infohash_v2)[:20]] = swarm
+        if package.archive.infohash_v1:
+            tracked[bytes.fromhex(package.archive.infohash_v1)] = swarm
+    return Snapshot(freshness, tuple(packages), tracked)
+
+
+class CatalogueWatch:
+    """Takes a snapshot now and whenever `has_changed` says so, but at least every `period_s`.
+
+    Args:
+        catalogue: Asked only in the watch's own thread.
+        has_changed: Cheap test called every `poll_s`; None: the period alone.
+        clock: Seconds since the epoch, as expiry is.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        period_s: float = 30.0,
+        poll_s: float = 1.0,
+        has_changed: Callable[[], bool] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._catalogue = catalogue
+        self._period_s = period_s
+        self._poll_s = poll_s
+        self._has_changed = has_changed
+        self._clock = clock
+        self._snapshot: Snapshot | None = None
+        self._listeners: list[Callable[[Snapshot | None], None]] = []
+        self._stopping = threading.Event()
+        self._taken = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="catalogue-watch", daemon=True)
+        self.last_error = ""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is watched; use it only from a listener."""
+        return self._catalogue
+
+    def subscribe(self, listener: Callable[[Snapshot | None], None]) -> None:
+        """Call `listener` in the watch's thread with each new snapshot, and with None when there is none any more."""
+        self._listeners.append(listener)
+
+    def start(self, timeout_s: float = 30.0) -> None:
+        """Begin, and wait until the first snapshot was taken or failed."""
+        self._thread.start()
+        self._taken.wait(timeout_s)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def snapshot(self) -> Snapshot | None:
+        """The last snapshot while its metadata is valid, else None."""
+        snapshot = self._snapshot
+        if snapshot is None or snapshot.freshness.expires_s <= self._clock():
+            return None
+        return snapshot
+
+    def tracked(self) -> Mapping[bytes, Tracked] | None:
+        """The tracker's allow-list."""
+        snapshot = self.snapshot()
+        return None if snapshot is None else snapshot.tracked
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._take()
+            self._taken.set()
+            waited = 0.0
+            while waited < self._period_s and not self._stopping.wait(self._poll_s):
+                waited += self._poll_s
+                if self._has_changed is not None and self._has_changed():
+                    break
+
+    def _take(self) -> None:
+        """Replace the snapshot; an unreachable catalogue keeps the old one until that expires, anything worse drops it."""
+        try:
+            self._snapshot = take(self._catalogue)
+            self.last_error = ""
+        except (CatalogueUnreachable, SupplyError) as error:
+            self._note(error)
+            if isinstance(error, CatalogueUnreachable) and self.snapshot() is not None:
+                return
+            self._snapshot = None
+        except JobAgentError as error:
+            self._note(error)
+            self._snapshot = None
+        for listener in self._listeners:
+            try:
+                listener(self._snapshot)
+            except Exception:  # a border: the watch outlives what it feeds
+                log.exception("a service failed on a new catalogue")
+
+    def _note(self, error: JobAgentError) -> None:
+        if str(error) != self.last_error:
+            log.error("catalogue: %s", error)
+        self.last_error = str(error)
