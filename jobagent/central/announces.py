@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from jobagent.central import bencode
+from jobagent import bencode
 from jobagent.central.tracker import Address, Announce, Answer, Counts, Event, Peer, Refused
 
 MAX_QUERY_BYTES = 2048  # a scrape of 25 infohashes; an announce has about 350
@@ -65,26 +65,26 @@ def parse(query: bytes, address: Address, server: Address | None = None) -> Anno
 
 def encode_answer(answer: Answer, *, is_compact: bool, asker: Address) -> bytes:
     """Return the answer to an announce."""
-    reply: dict[str, bencode.Encodable] = {
-        "complete": answer.complete,
-        "incomplete": answer.incomplete,
-        "interval": answer.interval_s,
-        "min interval": answer.min_interval_s,
-        "external ip": _plain(asker).packed,
+    reply: dict[bytes, bencode.Encodable] = {
+        b"complete": answer.complete,
+        b"incomplete": answer.incomplete,
+        b"interval": answer.interval_s,
+        b"min interval": answer.min_interval_s,
+        b"external ip": _plain(asker).packed,
     }
     if is_compact:
-        reply["peers"] = _compact(p for p in answer.peers if p.address.version == 4)
+        reply[b"peers"] = _compact(p for p in answer.peers if p.address.version == 4)
         six = _compact(p for p in answer.peers if p.address.version == 6)
         if six or asker.version == 6:
-            reply["peers6"] = six
+            reply[b"peers6"] = six
     else:
-        reply["peers"] = [{"peer id": p.peer_id, "ip": str(p.address), "port": p.port} for p in answer.peers]
+        reply[b"peers"] = [{b"peer id": p.peer_id, b"ip": str(p.address), b"port": p.port} for p in answer.peers]
     return bencode.encode(reply)
 
 
 def encode_failure(reason: str) -> bytes:
     """Return a failure; clients show the reason."""
-    return bencode.encode({"failure reason": reason, "retry in": 1})
+    return bencode.encode({b"failure reason": reason, b"retry in": 1})
 
 
 def scraped_infohashes(query: bytes) -> list[bytes]:
@@ -98,10 +98,10 @@ def scraped_infohashes(query: bytes) -> list[bytes]:
 def encode_scrape(files: Mapping[bytes, Counts]) -> bytes:
     """Return the answer to a scrape, by raw infohash."""
     entries: dict[bytes, bencode.Encodable] = {
-        infohash: {"complete": c.complete, "downloaded": c.downloaded, "incomplete": c.incomplete}
+        infohash: {b"complete": c.complete, b"downloaded": c.downloaded, b"incomplete": c.incomplete}
         for infohash, c in files.items()
     }
-    return bencode.encode({"files": entries})
+    return bencode.encode({b"files": entries})
 
 
 def _wanted(values: Mapping[bytes, bytes]) -> int:

@@ -73,10 +73,6 @@ def _decode(token: str, encoded: str) -> Claims:
         claims = Claims(body["n"], body["e"], body["s"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TokenRefused("announce token is malformed") from error
-    if (
-        not isinstance(claims.expires_s, int)
-        or not isinstance(claims.namespace, str)
-        or not isinstance(claims.site, str)
-    ):
+    if (type(claims.namespace), type(claims.expires_s), type(claims.site)) != (str, int, str):
         raise TokenRefused("announce token is malformed")
     return claims

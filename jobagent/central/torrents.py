@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobagent.central import bencode
+from jobagent import bencode
 from jobagent.errors import HostileArchive, JobError
 
 BLOCK_BYTES = 16384  # BEP 52: leaf of the merkle tree, and the smallest piece
 MAX_PIECE_BYTES = 16 << 20
 MAX_PIECES = 1000  # 400 to 1,000 pieces served best: fewer make copies, more cost time
 MAX_CHECKED_PIECES = 100_000
+MAX_TORRENT_BYTES = 6 << 20  # 100,000 pieces need 52 bytes each
+MAX_DEPTH = 10
 MAX_NAME_BYTES = 255  # NAME_MAX
 _SAFE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _OWN_KEYS = frozenset({b"info", b"piece layers"})
@@ -84,15 +86,16 @@ def create(archive: Path, file_name: str) -> Torrent:
         layer.append(_merkle_root(leaves, width, bytes(32)))
     if count != size:
         raise JobError(f"{archive} changed while it was read")
-    info: dict[str, bencode.Encodable] = {
-        "file tree": {file_name: {"": {"length": size, "pieces root": _root_of_layer(layer, piece_size)}}},
-        "length": size,
-        "meta version": 2,
-        "name": file_name,
-        "piece length": piece_size,
-        "pieces": b"".join(pieces),
+    root = _root_of_layer(layer, piece_size)
+    info: dict[bytes, bencode.Encodable] = {
+        b"file tree": {file_name.encode(): {b"": {b"length": size, b"pieces root": root}}},
+        b"length": size,
+        b"meta version": 2,
+        b"name": file_name,
+        b"piece length": piece_size,
+        b"pieces": b"".join(pieces),
     }
-    layers: dict[bytes, bytes] = {_root_of_layer(layer, piece_size): b"".join(layer)} if len(layer) > 1 else {}
+    layers: dict[bytes, bytes] = {root: b"".join(layer)} if len(layer) > 1 else {}
     encoded = bencode.encode(info)
     data = b"d4:info" + encoded + b"12:piece layers" + bencode.encode(layers) + b"e"
     return Torrent(data, hashlib.sha1(encoded, usedforsecurity=False).hexdigest(), _sha256(encoded).hex(), piece_size)
@@ -105,8 +108,8 @@ def check(data: bytes) -> TorrentSummary:
         HostileArchive: It is malformed, passes a limit, holds anything but one plain file, or contradicts itself.
     """
     try:
-        top = bencode.decode(data)
-    except bencode.Malformed as error:
+        top = bencode.decode(data, max_bytes=MAX_TORRENT_BYTES, max_depth=MAX_DEPTH)
+    except ValueError as error:
         raise HostileArchive(f"torrent is malformed: {error}") from error
     info = top.get(b"info") if isinstance(top, dict) else None
     if not isinstance(top, dict) or not isinstance(info, dict):

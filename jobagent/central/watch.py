@@ -124,7 +124,7 @@ class CatalogueWatch:
                     break
 
     def _take(self) -> None:
-        """Replace the snapshot; an unreachable catalogue keeps the old one until that expires, anything worse drops it."""
+        """Replace the snapshot; an unreachable catalogue keeps it until that expires, anything worse drops it."""
         try:
             self._snapshot = take(self._catalogue)
             self.last_error = ""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -128,7 +129,12 @@ class _Counted:
         await self._app(scope, receive, counted)
 
 
-def status(services: Services) -> dict[str, object]:
+async def _seeder_numbers(services: Services) -> Mapping[str, float]:
+    """The seeder's counters, asked outside the event loop because libtorrent may take a while to answer."""
+    return await run_in_threadpool(services.seeder.status) if services.seeder else {}
+
+
+def status(services: Services, seeder: Mapping[str, float]) -> dict[str, object]:
     """Everything that the status page shows; plain JSON values, sizes in bytes, times in seconds since the epoch."""
     snapshot = services.watch.snapshot()
     seeded = services.seeder.seeded() if services.seeder else {}
@@ -163,7 +169,7 @@ def status(services: Services) -> dict[str, object]:
         },
         "packages": packages,
         "server": {
-            "seeder": dict(services.seeder.status()) if services.seeder else {},
+            "seeder": dict(seeder),
             "http_bytes": services.http_bytes,
             "announces": services.tracker.announces if services.tracker else 0,
             "refusals": services.tracker.refusals if services.tracker else 0,
@@ -172,7 +178,7 @@ def status(services: Services) -> dict[str, object]:
     }
 
 
-def metrics(services: Services) -> str:
+def metrics(services: Services, seeder: Mapping[str, float]) -> str:
     """The numbers of `status` in Prometheus' text format."""
     lines: list[str] = []
 
@@ -180,14 +186,13 @@ def metrics(services: Services) -> str:
         lines.append(f"# TYPE jobagent_{name} {kind}")
         lines.extend(f"jobagent_{name}{labels} {value:.17g}" for labels, value in samples.items())
 
-    tracker, seeder, snapshot = services.tracker, services.seeder, services.watch.snapshot()
+    tracker, snapshot = services.tracker, services.watch.snapshot()
     family("catalogue_expires_seconds", "gauge", {"": snapshot.freshness.expires_s if snapshot else 0})
     family("http_sent_bytes_total", "counter", {"": services.http_bytes})
-    if seeder is not None:
-        numbers = seeder.status()
-        family("seeder_sent_bytes_total", "counter", {"": numbers["upload_bytes"]})
-        family("seeder_peers", "gauge", {"": numbers["peers"]})
-        family("seeder_packages", "gauge", {"": numbers["seeding"]})
+    if seeder:
+        family("seeder_sent_bytes_total", "counter", {"": seeder["upload_bytes"]})
+        family("seeder_peers", "gauge", {"": seeder["peers"]})
+        family("seeder_packages", "gauge", {"": seeder["seeding"]})
     if tracker is not None:
         family("tracker_announces_total", "counter", {"": tracker.announces})
         family("tracker_refusals_total", "counter", {"": tracker.refusals})
@@ -221,13 +226,15 @@ def _page(services: Services) -> Callable[[Request], object]:
 
 def _status(services: Services) -> Callable[[Request], object]:
     async def answer(request: Request) -> JSONResponse:
-        return JSONResponse(status(services), headers={"cache-control": "no-store"})
+        return JSONResponse(status(services, await _seeder_numbers(services)), headers={"cache-control": "no-store"})
 
     return answer
 
 
 def _metrics(services: Services) -> Callable[[Request], object]:
     async def answer(request: Request) -> PlainTextResponse:
-        return PlainTextResponse(metrics(services), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(
+            metrics(services, await _seeder_numbers(services)), media_type="text/plain; version=0.0.4"
+        )
 
     return answer

@@ -44,7 +44,7 @@ class WebServer:
             timeout_graceful_shutdown=GRACE_S,
             backlog=1024,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )
@@ -63,13 +63,8 @@ class WebServer:
     def start(self) -> None:
         """Serve from now on; returns when requests are answered."""
         self._thread.start()
-        deadline = threading.Event()
-        waited = 0.0
-        while not self._server.started:
-            if not self._thread.is_alive() or waited > START_TIMEOUT_S:
-                raise SiteError(f"the web server on {self.url} did not start")
-            deadline.wait(0.01)
-            waited += 0.01
+        if not self._server.is_ready.wait(START_TIMEOUT_S):
+            raise SiteError(f"the web server on {self.url} did not start within {START_TIMEOUT_S:.0f} s")
 
     def stop(self) -> None:
         """End within a few seconds; idempotent."""
@@ -77,6 +72,19 @@ class WebServer:
         if self._thread.is_alive():
             self._thread.join(GRACE_S + 5)
         self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling when it is ready."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as uvicorn does, then say so."""
+        await super().startup(sockets)
+        self.is_ready.set()
 
 
 def _bound(host: str, port: int) -> socket.socket:
