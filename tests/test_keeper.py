@@ -73,6 +73,7 @@ def test_the_payload_sees_only_the_environment_it_is_given(keeper, tmp_path):
     assert (tmp_path / "env").read_text() == "ONLY=this\n"
 
 
+@pytest.mark.acceptance(23)
 def test_the_payload_inherits_no_descriptor(tmp_path):
     leak = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(leak, True)
@@ -85,6 +86,7 @@ def test_the_payload_inherits_no_descriptor(tmp_path):
     assert set((tmp_path / "fds").read_text().split()) <= {"0", "1", "2", "3"}  # 3 is ls reading the directory
 
 
+@pytest.mark.acceptance(31)
 def test_a_daemon_that_ignores_sigterm_is_gone_with_the_payload(keeper, tmp_path):
     daemon = "trap '' TERM; echo $$ > daemon; sleep 300 & wait; sleep 300"
     script = f'setsid sh -c "{daemon}" & while [ ! -s daemon ]; do :; done'.replace("$$", "\\$\\$")
@@ -98,6 +100,7 @@ def test_the_wall_limit_ends_a_payload_that_ignores_sigterm(keeper, tmp_path):
     assert outcome.reason.startswith("wall limit")
 
 
+@pytest.mark.acceptance(32)
 def test_a_signal_to_the_agent_reaches_the_payload_first(keeper, tmp_path):
     interruption = Interruption()
     interruption(signal.SIGTERM)
@@ -120,6 +123,7 @@ keeper.wait(300)
 """
 
 
+@pytest.mark.acceptance(5)
 def test_kill_9_of_the_agent_ends_the_payloads_whole_tree_and_removes_its_scratch(tmp_path):
     scratch, marks = tmp_path / "scratch", tmp_path / "marks"
     scratch.mkdir()

@@ -46,6 +46,7 @@ class Hanging:
         self.release.wait(60)
 
 
+@pytest.mark.acceptance(30)
 def test_a_raising_plugin_costs_only_itself_and_is_named(caplog):
     manager = plugins()
     manager.register(Raising(), "raising", "some-dist")
@@ -55,6 +56,7 @@ def test_a_raising_plugin_costs_only_itself_and_is_named(caplog):
     assert "plugin raising (some-dist) in jobagent_machine_attributes: RuntimeError: boom second line" in message
 
 
+@pytest.mark.acceptance(30)
 def test_a_hanging_plugin_is_left_behind(caplog):
     manager, hanging = plugins(timeout_s=0.1), Hanging()
     manager.register(hanging, "hanging")

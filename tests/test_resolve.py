@@ -64,6 +64,7 @@ def test_an_open_version_follows_one_that_the_job_fixes():
     assert ids(plan(packages, "ROOT", "ROOT::1")) == ["VO_ALICE@ROOT::1"]
 
 
+@pytest.mark.acceptance(29)
 def test_a_conflict_names_both_versions_and_who_asked():
     packages = [
         make_package("VO_ALICE@ROOT::1"),
@@ -78,6 +79,7 @@ def test_a_conflict_names_both_versions_and_who_asked():
     assert "VO_ALICE@ROOT::2 (asked for by VO_ALICE@B::1)" in text
 
 
+@pytest.mark.acceptance(29)
 def test_a_cycle_is_shown():
     packages = [
         make_package("VO_ALICE@A::1", dependencies=["VO_ALICE@B::1"]),
@@ -93,6 +95,7 @@ def test_a_chain_without_end_is_refused_before_the_stack_is():
         plan(packages, "P0")
 
 
+@pytest.mark.acceptance(29)
 def test_an_unknown_name_gets_the_nearest_names():
     with pytest.raises(UnknownPackage, match=r"Package not defined: VO_ALICE@Rooot.*nearest names: ROOT"):
         plan([make_package("VO_ALICE@ROOT::1")], "Rooot")

@@ -124,6 +124,7 @@ def test_the_payload_sees_the_jobs_variables_and_not_the_agents(node, tmp_path):
     assert not [name for name in variables if name.startswith(("JOBAGENT", "PYTHON"))]
 
 
+@pytest.mark.acceptance(29)
 @pytest.mark.parametrize(
     ("packages", "code", "says"),
     [
@@ -142,6 +143,7 @@ def test_a_wrong_package_is_one_line_with_its_own_code(node, tmp_path, packages,
     assert report["error"]["exit_code"] == code
 
 
+@pytest.mark.acceptance(29)
 def test_a_malformed_jdl_is_refused_with_line_and_column(node, tmp_path):
     path = tmp_path / "job.jdl"
     path.write_text('Executable = "hello";\nPackages = {"Hello::v1";\n')
@@ -167,6 +169,7 @@ def test_no_network_is_a_supply_error(world, tmp_path):
     assert "127.0.0.1:9" in done.stderr
 
 
+@pytest.mark.acceptance(27)
 def test_an_unusable_scratch_is_a_site_error(world, tmp_path):
     node = world.node()
     node.configuration.write_text(node.configuration.read_text().replace(str(node.scratch), "/proc"))
@@ -174,6 +177,7 @@ def test_an_unusable_scratch_is_a_site_error(world, tmp_path):
     assert (done.returncode, "set [site] scratch" in done.stderr) == (222, True)
 
 
+@pytest.mark.acceptance(1, 27)
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small tmpfs")
 def test_a_full_disk_is_found_before_the_download(world, tmp_path):
     node = world.node()
@@ -202,6 +206,7 @@ def quick_fallback(world, server):
     return world.node("[swarm]\nno_progress_timeout_s = 1\n", catalogue=f"http://127.0.0.1:{server.server_port}")
 
 
+@pytest.mark.acceptance(10)
 def test_with_seeder_and_tracker_down_the_alternate_pfn_delivers(world, tmp_path):
     server = static_server(world.catalogue)
     try:
@@ -238,6 +243,7 @@ def started(node, job, tmp_path):
     return process
 
 
+@pytest.mark.acceptance(32)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_payload_then_cleans_up(node, tmp_path, number):
     name = script(tmp_path, "trap 'echo stopped; exit 0' TERM; echo running; while :; do sleep 0.05; done\n")
@@ -249,6 +255,7 @@ def test_a_signal_stops_the_payload_then_cleans_up(node, tmp_path, number):
     assert node.leftovers() == []
 
 
+@pytest.mark.acceptance(5)
 def test_kill_9_of_the_agent_leaves_neither_process_nor_file(node, tmp_path):
     mark = tmp_path / "pid"
     name = script(tmp_path, f"echo $$ > {mark}; echo running; sleep 300\n")
@@ -275,6 +282,7 @@ def test_two_runs_at_once_in_one_scratch_do_not_disturb_each_other(node, tmp_pat
     assert node.leftovers() == []
 
 
+@pytest.mark.acceptance(34)
 def test_a_port_range_used_up_by_others_still_downloads(world, tmp_path):
     import socket
 
