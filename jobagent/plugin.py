@@ -5,7 +5,7 @@ and named as in `jobagent.hookspecs`.  `jobagent.testing` has fakes and conforma
 """
 
 from jobagent import bencode, durable, entry, environment_policy, manifest, processes
-from jobagent.config import Config, setting
+from jobagent.config import Config, JobSettings, setting
 from jobagent.contracts import (
     Builder,
     Built,
@@ -107,6 +107,7 @@ __all__ = [
     "Job",
     "JobAgentError",
     "JobError",
+    "JobSettings",
     "JobSyntaxError",
     "Lease",
     "ManifestEntry",
