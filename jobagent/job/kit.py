@@ -19,6 +19,7 @@ from jobagent.contracts import (
     Context,
     EnvironmentProvider,
     InputSource,
+    ManagedCache,
     Parser,
     Seeder,
     Transport,
@@ -26,7 +27,7 @@ from jobagent.contracts import (
     Verifier,
 )
 from jobagent.errors import ConfigurationError
-from jobagent.events import Events
+from jobagent.events import Event, Events
 from jobagent.job.cache import PrivateCache
 from jobagent.pluginmanager import Plugins, load
 
@@ -100,7 +101,7 @@ def assemble(config: Config, *, state: Path, events: Events, plugins: Plugins | 
     if cache.is_shared:
         context = Context(config, cache.root / "state", events, platform)
     context.state.mkdir(parents=True, exist_ok=True)
-    return Kit(
+    kit = Kit(
         config=config,
         plugins=plugins,
         context=context,
@@ -115,3 +116,23 @@ def assemble(config: Config, *, state: Path, events: Events, plugins: Plugins | 
         inputs=plugins.inputs(context),
         cache=cache,
     )
+    _connect(kit)
+    return kit
+
+
+def _connect(kit: Kit) -> None:
+    """Let plugins choose who is evicted, and stop seeding what the cache is about to remove."""
+
+    def listen(event: Event) -> None:
+        if event.name not in {"cache.evicting", "cache.archive_dropped"}:
+            return
+        key = str(event.fields["digest"])
+        for seeder in kit.seeders:
+            seeder.unseed(key)
+        if event.name == "cache.evicting":
+            for entry in (e for e in kit.cache.entries() if e.key == key):
+                kit.plugins.cache_evicting(entry)
+
+    if isinstance(kit.cache, ManagedCache):
+        kit.cache.order_evictions_by(kit.plugins.eviction_order)
+        kit.events.subscribe(listen)

@@ -1,10 +1,10 @@
 """One cache for concurrent slots and later pilots: plugin `sharedcache`, off unless the site enables it.
 
-    [plugins]
-    enable = ["sharedcache"]
+[plugins]
+enable = ["sharedcache"]
 
-    [sharedcache]
-    root = "/var/cache/jobagent"
+[sharedcache]
+root = "/var/cache/jobagent"
 """
 
 from __future__ import annotations

@@ -1,28 +1,28 @@
 """The cache on disk: format 1.  Everything that knows where a thing lies is in this module.
 
-    FORMAT                    {"format": 1}; an agent refuses a format that it does not know
-    quota.lock                held while bytes are reserved, counted or freed
-    locks/KEY                 flock: exclusive to build, change or remove KEY, shared to lease it; never unlinked
-    packages/KEY/             one installed package, appears and goes by rename; KEY is the archive's sha256
-        tree/                 what jobs see
-        manifest              `jobagent.manifest`, of the tree as it is on disk
-        record.json           the signed entry, sizes
-        stamp.json            boot and fingerprint of the last check
-        used                  its modification time is the last use
-        names/                signed entries of other packages with the same archive
-        damaged               present where a check failed while jobs held leases
-    archives/KEY              the archive, or a partial download of it; transports may add files KEY.*
-    staging/KEY.RANDOM/       a package being built
-    leases/KEY/ID             one lease, a record of its holder
-    sessions/ID               flock: exclusive while the agent lives that wrote leases with this session
-    reservations/KEY          bytes and inodes for a build; counts while locks/KEY is held
-    progress/KEY              how far a build is, for those who wait
-    pins/KEY                  present where the package must not be evicted
-    store/XX/SHA256.MODE      every file of every tree once (hard links)
-    books.json                bytes and files in store/; rebuilt from it where in doubt
-    quarantine/KEY.RANDOM/    damaged packages, for inspection
-    trash/                    being deleted
-    state/                    of other plugins
+FORMAT                    {"format": 1}; an agent refuses a format that it does not know
+quota.lock                held while bytes are reserved, counted or freed
+locks/KEY                 flock: exclusive to build, change or remove KEY, shared to lease it; never unlinked
+packages/KEY/             one installed package, appears and goes by rename; KEY is the archive's sha256
+    tree/                 what jobs see
+    manifest              `jobagent.manifest`, of the tree as it is on disk
+    record.json           the signed entry, sizes
+    stamp.json            boot and fingerprint of the last check
+    used                  its modification time is the last use
+    names/                signed entries of other packages with the same archive
+    damaged               present where a check failed while jobs held leases
+archives/KEY              the archive, or a partial download of it; transports may add files KEY.*
+staging/KEY.RANDOM/       a package being built
+leases/KEY/ID             one lease, a record of its holder
+sessions/ID               flock: exclusive while the agent lives that wrote leases with this session
+reservations/KEY          bytes and inodes for a build; counts while locks/KEY is held
+progress/KEY              how far a build is, for those who wait
+pins/KEY                  present where the package must not be evicted
+store/XX/SHA256.MODE      every file of every tree once (hard links)
+books.json                bytes and files in store/; rebuilt from it where in doubt
+quarantine/KEY.RANDOM/    damaged packages, for inspection
+trash/                    being deleted
+state/                    of other plugins
 """
 
 from __future__ import annotations
