@@ -173,8 +173,9 @@ class Pool:
         token.write_text(self.token(f"{self.user.name}@{self.name}") + "\n")
         token.chmod(0o600)
         config = directory / "condor_config"
+        schedd = self.central.tool("condor_status", "-schedd", "-af", "Name").strip()
         config.write_text(
-            f"COLLECTOR_HOST = {self.address}\nSEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS\n"
+            f"COLLECTOR_HOST = {self.address}\nSCHEDD_HOST = {schedd}\nSEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS\n"
             f"SEC_TOKEN_DIRECTORY = {tokens}\nUID_DOMAIN = pool.test\nTRUST_DOMAIN = {self.name}\n"
             f"ENABLE_IPV6 = false\nLOCAL_CONFIG_DIR =\n"
             f"LOG = {directory}\nLOCK = {directory}\nNETWORK_INTERFACE = 127.0.0.1\n"
