@@ -215,6 +215,18 @@ class PublishError(JobAgentError):
     exit_code = 260
 
 
+class ManagerError(JobAgentError):
+    """Whoever manages the catalogue or a VO must act: keys, thresholds, a damaged catalogue directory."""
+
+    exit_code = 260
+
+
+class AlreadyPublished(ManagerError):
+    """An entry of that name, version and platform exists; packages are immutable."""
+
+    exit_code = 261
+
+
 class UsageError(JobAgentError):
     """The command line is wrong."""
 
