@@ -37,14 +37,22 @@ class ServiceError(Exception):
 
 
 def default_socket(environ: Mapping[str, str] | None = None) -> str:
-    """Return where the node service listens unless the site says: $JOBAGENT_SOCKET, /run for root, else /tmp."""
+    """Return where the node service listens unless the site says: $JOBAGENT_SOCKET, /run for root, else the user's.
+
+    Raises:
+        ServiceError: The directory in /tmp belongs to somebody else, who could answer in the service's place.
+    """
     environ = os.environ if environ is None else environ
     named = environ.get(SOCKET_VARIABLE)
     if named:
         return named
     if os.geteuid() == 0:
         return "/run/jobagent/node.sock"
-    return f"{environ.get('XDG_RUNTIME_DIR') or f'/tmp/jobagent-{os.geteuid()}'}/jobagent-node.sock"
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    directory = f"{runtime}/jobagent" if runtime else f"/tmp/jobagent-{os.geteuid()}"
+    if os.path.lexists(directory) and os.lstat(directory).st_uid != os.geteuid():
+        raise _unavailable(directory, "the directory belongs to another user")
+    return f"{directory}/node.sock"
 
 
 def ask(
