@@ -31,7 +31,7 @@ LOAD_LIMITS = {
     "max_decode_tokens": 10_000,
 }
 PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
-CLOSE_WAIT_S = 2.0  # for the trackers to hear "stopped"
+CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
 
 
@@ -63,12 +63,11 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
     site = options.settings
     first, last = site.port_range
     encryption = {Encryption.OFF: 2, Encryption.PREFER: 1, Encryption.REQUIRE: 0}[site.encryption]
-    hosts = [f"[{a}]" if ":" in a else a for a in options.addresses] or ["0.0.0.0", "[::]"]
     categories = lt.alert_category
     pack: dict[str, int | bool | str] = {
         "user_agent": "jobagent/0.1",
         "peer_fingerprint": options.role.fingerprint,
-        "listen_interfaces": ",".join(f"{h}:{first}" for h in hosts),
+        "listen_interfaces": _interfaces(options.addresses, first),
         "outgoing_interfaces": ",".join(options.addresses),
         "max_retry_port_bind": last - first,
         "listen_system_port_fallback": False,
@@ -122,6 +121,11 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
     return pack | dict(options.extra or {})
 
 
+def _interfaces(addresses: tuple[str, ...], port: int) -> str:
+    hosts = [f"[{a}]" if ":" in a else a for a in addresses] or ["0.0.0.0", "[::]"]
+    return ",".join(f"{host}:{port}" for host in hosts)
+
+
 class Torrent:
     """One torrent of a session.  Made by `Session.add`; `path` is where its only file is."""
 
@@ -133,6 +137,34 @@ class Torrent:
     def status(self) -> lt.torrent_status:
         """State as libtorrent sees it; a synchronous call of about 0.1 ms."""
         return self.handle.status(0)
+
+
+class _Farewell:
+    """Counts, while a session ends, the torrents that paused and the trackers that answered."""
+
+    def __init__(self) -> None:
+        self.is_said = threading.Event()
+        self._torrents_left: int | None = None
+        self._answers_left = 0
+
+    def begin(self, torrents: int) -> None:
+        """Expect so many torrents to pause; call before the session is paused."""
+        self._torrents_left = torrents
+        if not torrents:
+            self.is_said.set()
+
+    def on_alert(self, alert: lt.alert) -> None:
+        """Count; called in the session's thread."""
+        if self._torrents_left is None:
+            return
+        if isinstance(alert, lt.torrent_paused_alert):
+            self._torrents_left -= 1
+        elif isinstance(alert, lt.tracker_announce_alert):
+            self._answers_left += 1
+        elif isinstance(alert, lt.tracker_reply_alert | lt.tracker_error_alert):
+            self._answers_left -= 1
+        if self._torrents_left <= 0 and self._answers_left <= 0:
+            self.is_said.set()
 
 
 class Session:
@@ -147,6 +179,7 @@ class Session:
         self._stats_round = 0
         self._listening = threading.Event()
         self._ports: dict[str, int] = {}
+        self._farewell = _Farewell()
         self.listen_failures: list[str] = []
         parameters = lt.session_params(cast("lt.settings_pack", settings_pack(options)))
         parameters.disk_io_constructor = "posix_disk_io_constructor"
@@ -168,6 +201,13 @@ class Session:
         """The port that peers can reach, 0 where none could be bound."""
         self._listening.wait(timeout_s)
         return next(iter(self._ports.values()), 0)
+
+    def listen_anywhere(self) -> bool:
+        """Listen on any free port after the configured ones failed; whether that worked."""
+        self._listening.clear()
+        self.listen_failures.clear()
+        self.apply(listen_interfaces=_interfaces(self._options.addresses, 0))
+        return bool(self.port())
 
     def on_tick(self, tick: Callable[[], None]) -> None:
         """Call `tick` in the session's thread at least every half second while alerts come or not."""
@@ -237,22 +277,18 @@ class Session:
             return self._stats
 
     def close(self) -> None:
-        """Tell the trackers and end, within about two seconds; idempotent."""
+        """Tell the trackers and end, within about a second; idempotent."""
         with self._lock:
             if self._session is None:
                 return
             session, self._session = self._session, None
-            for handle in self._torrents:
-                session.remove_torrent(handle)
-            self._torrents.clear()
+            self._farewell.begin(len(self._torrents))
+        session.pause()  # says "stopped" to the trackers; waited for here because the destructor keeps the GIL
+        self._farewell.is_said.wait(CLOSE_WAIT_S)
         self._closing.set()
+        session.post_session_stats()  # wakes the pump
         self._pump.join(CLOSE_WAIT_S)
-        # the destructor waits for the trackers: bounded by stop_tracker_timeout, and off this thread
-        holder = [session]
-        del session
-        closer = threading.Thread(target=holder.clear, name="swarm-close", daemon=True)
-        closer.start()
-        closer.join(CLOSE_WAIT_S)
+        self._torrents.clear()
 
     def _run(self) -> None:
         session = self._session
@@ -264,6 +300,7 @@ class Session:
                 tick()
 
     def _dispatch(self, alert: lt.alert) -> None:
+        self._farewell.on_alert(alert)
         if isinstance(alert, lt.torrent_alert):
             with self._lock:
                 torrent = self._torrents.get(alert.handle)
@@ -279,6 +316,8 @@ class Session:
             self._listening.set()
         elif isinstance(alert, lt.listen_failed_alert):
             self.listen_failures.append(alert.message())
+            if len(self.listen_failures) >= max(1, len(self._options.addresses)) and not self._ports:
+                self._listening.set()
         elif isinstance(alert, lt.alerts_dropped_alert):
             log.error("libtorrent dropped alerts: transfer accounting is incomplete")
 

@@ -187,13 +187,15 @@ class Swarm:
             return self._session
 
     def _refuse_or_warn(self, session: Session) -> None:
-        """Without a port a node can still download, unless the address itself is wrong."""
+        """Where the port range is used up a node can still download through any port, unless its address is wrong."""
         reason = "; ".join(session.listen_failures) or "no interface to listen on"
-        if "Address already in use" not in reason and "in use" not in reason:
+        if not session.listen_anywhere():
             self._session = None
             session.close()
             raise NoFreePort(f"cannot listen: {reason}", remedy="check [site] address and [swarm] ports")
-        self._warn(f"no port of {self._settings.ports} is free: this node downloads but nobody can connect to it")
+        self._warn(
+            f"no port of {self._settings.ports} is free: peers may be unable to connect to port {session.port()}"
+        )
 
     def _warn(self, message: str) -> None:
         log.warning(message)
@@ -201,11 +203,12 @@ class Swarm:
 
     def _download(self, order: Order) -> Traffic:
         archive = order.package.archive
+        parameters = load(order.torrent or b"", archive.infohash_v2)
         session = self._open_session()
         part = order.target.with_name(order.target.name + ".part")
         has_data = self._make_room(part, archive.size_bytes)
         try:
-            with self._added(session, order, part, is_fresh=not has_data) as (torrent, download):
+            with self._added(session, order, parameters, part, is_fresh=not has_data) as (torrent, download):
                 self._wait(order, torrent, download)
                 _sync(part)
                 os.replace(part, order.target)
@@ -221,11 +224,10 @@ class Swarm:
 
     @contextlib.contextmanager
     def _added(
-        self, session: Session, order: Order, part: Path, *, is_fresh: bool
+        self, session: Session, order: Order, parameters: lt.add_torrent_params, part: Path, *, is_fresh: bool
     ) -> Iterator[tuple[Torrent, Download]]:
         """A torrent that leaves the session, and a part that goes if it is worthless, where the block fails."""
         archive = order.package.archive
-        parameters = load(order.torrent or b"", archive.infohash_v2)
         download = Download(archive.size_bytes, piece_size_of(parameters), archive.file_name)
         torrent = session.add(parameters, part, download.on_alert, is_fresh=is_fresh)
         done_bytes = 1
