@@ -69,8 +69,19 @@ class JobSettings:
 class NodeSettings:
     """`[node]`: the node service."""
 
-    socket: Path = setting(Path(), "Unix socket of the node service; empty: in the cache root or scratch.")
+    socket: Path = setting(
+        Path(),
+        "Unix socket of the node service; empty: $JOBAGENT_SOCKET, /run/jobagent/node.sock, or the user's own.",
+    )
+    socket_mode: int = setting(
+        0o600, "Who may connect: 0o600 the user of the service, 0o660 its group, 0o666 everybody's jobs."
+    )
+    user: str = setting("", "User that a service started by root becomes; empty: it stays root.")
     idle_exit_s: float = setting(0.0, "End after so many seconds without a lease; 0: never.")
+    refresh_interval_s: float = setting(60.0, "Seconds between refreshes of the catalogue in the background.")
+    sweep_interval_s: float = setting(60.0, "Seconds between sweeps of what ended processes left behind.")
+    failures_before_pause: int = setting(3, "Failed preparations in a row after which the node says it is not ready.")
+    pause_s: float = setting(60.0, "Seconds of the first pause after failures; each further one is twice as long.")
 
 
 CORE_SECTIONS: Mapping[str, type] = {

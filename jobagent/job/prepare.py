@@ -58,6 +58,7 @@ def prepare(requirement: Requirement, kit: Kit, holder: Holder) -> Prepared:
     with kit.events.phase("resolve"):
         freshness = kit.catalogue.refresh()
         plan = resolve(requirement, kit.catalogue)
+    kit.events.emit("plan.made", digests=" ".join(package.key for package in plan.packages))
     for package_id in plan.defaulted:
         kit.events.emit("version.chosen", package=str(package_id), message="newest released version")
     if requirement.is_preinstalled_only:

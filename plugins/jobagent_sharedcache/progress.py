@@ -27,7 +27,7 @@ def shown(path: Path, digest: str, events: Events) -> Iterator[None]:
         last_s = event.time_s
         temporary = path.with_name(f"{path.name}.{threading.get_ident()}")
         with contextlib.suppress(OSError):  # a full disk is reported by the build itself
-            temporary.write_text(json.dumps(dict(event.fields)), encoding="utf-8")
+            temporary.write_text(json.dumps({**event.fields, "pid": os.getpid()}), encoding="utf-8")
             os.rename(temporary, path)
 
     events.subscribe(listen)
@@ -63,6 +63,8 @@ class Waiting:
             if data != self._seen:
                 self._seen = data
                 fields = json.loads(data)
+                if fields["pid"] == os.getpid():
+                    return  # the builder's own events are on the same bus
                 self._events.emit(
                     "progress",
                     task=str(fields["task"]),
