@@ -88,7 +88,7 @@ class Central:
             choice=random.Random(1),
             sites=sites,
             policy=policy,
-            home=self._home,
+            home=lambda key: self.seeder.port_of(key) if self.seeder else 0,
         )
         self.services = Services(self.watch, self.tracker, self.seeder, directory)
         self.web = WebServer(build(self.services), self.address, port)
@@ -124,9 +124,6 @@ class Central:
     def wait_until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
         """Wait for something that the services do by themselves."""
         wait_until(condition, timeout_s)
-
-    def _home(self, key: str) -> int:
-        return self.seeder.port() if self.seeder is not None and key in self.seeder.seeded() else 0
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:

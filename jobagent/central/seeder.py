@@ -30,11 +30,13 @@ class CatalogueSeeder:
     Args:
         directory: The catalogue directory with `archives/<sha256>/<file name>`.
         config: For `[swarm]` and `[site]`.
+        addresses: To listen on, instead of the site's.
     """
 
-    def __init__(self, directory: Path, config: Config) -> None:
+    def __init__(self, directory: Path, config: Config, *, addresses: tuple[str, ...] = ()) -> None:
         self._directory = directory
-        self._swarm = Swarm(Context(config, directory, Events(), ""), role=Role.SEEDER)
+        context = Context(config, directory, Events(), "")
+        self._swarm = Swarm(context, role=Role.SEEDER, addresses=addresses)
         self._lock = threading.Lock()
         self._seeded: dict[str, Package] = {}
         self._refused: set[str] = set()
@@ -61,9 +63,9 @@ class CatalogueSeeder:
         with self._lock:
             return dict(self._seeded)
 
-    def port(self) -> int:
-        """The listening port, 0 while nothing is seeded."""
-        return self._swarm.port()
+    def port_of(self, key: str) -> int:
+        """The listening port where the archive of that digest is seeded, else 0."""
+        return self._swarm.port() if key in self._seeded else 0
 
     def status(self) -> Mapping[str, float]:
         """Counters, as of any `Seeder`."""

@@ -204,6 +204,8 @@ class Session:
 
     def listen_anywhere(self) -> bool:
         """Listen on any free port after the configured ones failed; whether that worked."""
+        if self._options.settings.port_range == (0, 0):
+            return False  # that was tried
         self._listening.clear()
         self.listen_failures.clear()
         self.apply(listen_interfaces=_interfaces(self._options.addresses, 0))

@@ -10,6 +10,7 @@ verified is kept.  Only then the core tries its next transport.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -33,7 +34,7 @@ from jobagent.plugin import (
 )
 from jobagent_swarm.download import Download, Patience
 from jobagent_swarm.reservation import reserve
-from jobagent_swarm.session import Options, Role, Session, Torrent, load, piece_size_of
+from jobagent_swarm.session import Role, Session, Torrent, load, piece_size_of
 from jobagent_swarm.settings import SwarmSettings
 from jobagent_swarm.site import options_of
 
@@ -60,10 +61,12 @@ class Swarm:
         context: Context,
         *,
         role: Role = Role.AGENT,
+        addresses: tuple[str, ...] = (),
         make_room: Callable[[Path, int], bool] = reserve,
     ) -> None:
         self._context = context
         self._role = role
+        self._addresses = addresses
         self._make_room = make_room
         self._lock = threading.RLock()
         self._session: Session | None = None
@@ -179,7 +182,9 @@ class Swarm:
             if self._is_closed:
                 raise SupplyError("the swarm is closed")
             if self._session is None:
-                options: Options = options_of(self._context.config, self._role)
+                options = options_of(self._context.config, self._role)
+                if self._addresses:
+                    options = dataclasses.replace(options, addresses=self._addresses)
                 self._session = Session(options)
                 self._session.on_tick(self._drop_vanished)
                 if not self._session.port():
