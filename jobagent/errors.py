@@ -209,22 +209,22 @@ class PluginError(JobAgentError):
     retryable = True
 
 
-class PublishError(JobAgentError):
-    """The package cannot be made or entered into the catalogue: its publisher must act."""
-
-    exit_code = 260
-
-
 class ManagerError(JobAgentError):
     """Whoever manages the catalogue or a VO must act: keys, thresholds, a damaged catalogue directory."""
 
-    exit_code = 260
+    exit_code = 201
 
 
-class AlreadyPublished(ManagerError):
+class PublishError(ManagerError):
+    """The package cannot be made or entered into the catalogue: its publisher must act."""
+
+    exit_code = 202
+
+
+class AlreadyPublished(PublishError):
     """An entry of that name, version and platform exists; packages are immutable."""
 
-    exit_code = 261
+    exit_code = 203
 
 
 class UsageError(JobAgentError):
