@@ -42,6 +42,7 @@ _UNARY = frozenset("+-!~")
 _LOGIC = frozenset({"||", "&&", "|", "^", "&", "==", "!=", "=?=", "=!=", "<", "<=", ">", ">=", "?:"})
 _ARITHMETIC = frozenset({"<<", ">>", ">>>", "+", "-", "*", "/", "%"})
 _BINARY = _LOGIC | _ARITHMETIC
+_OPENER = {"call": "(", "record": "["}
 _CLOSER = {"(": ")", "call": ")", "{": "}", "[": "]", "record": "]", "?": ":"}
 _WORD_OPERATORS = frozenset({"is", "isnt"})
 _RESERVED = frozenset({*_KEYWORDS, *_WORD_OPERATORS, "parent"})
@@ -75,9 +76,12 @@ class Source:
 
     def error(self, message: str, offset: int, *, remedy: str = "") -> JobSyntaxError:
         """Return the error with the line and column of `offset`."""
-        line_start = self.text.rfind("\n", 0, offset) + 1
-        line = self.text.count("\n", 0, offset) + 1
-        return JobSyntaxError(message, line=line, column=offset - line_start + 1, remedy=remedy)
+        line, column = self.position(offset)
+        return JobSyntaxError(message, line=line, column=column, remedy=remedy)
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Return line and column of `offset`, from 1."""
+        return self.text.count("\n", 0, offset) + 1, offset - self.text.rfind("\n", 0, offset)
 
     def lexemes(self, offset: int) -> Iterator[Lexeme]:
         """Yield the words from `offset` on, blanks and comments as one blank each; raises JobSyntaxError."""
@@ -239,8 +243,7 @@ class _Checker:
         """Raise JobSyntaxError where the expression may not end at `offset`."""
         if self.open:
             kind, opened = self.open[-1]
-            what = kind if kind in "({[?" else {"call": "(", "record": "["}[kind]
-            raise self._source.error(f"{what} is not closed, expected {_CLOSER[kind]}", opened)
+            raise self._source.error(f"{_OPENER.get(kind, kind)} is not closed, expected {_CLOSER[kind]}", opened)
         if self._state is not _State.OPERATOR:
             raise self._unexpected(offset)
 
@@ -317,8 +320,12 @@ class _Checker:
             expected = " or ".join([*others, "an operator"])
         hint = ""
         if self.spanning >= 0:
-            line = self._source.text.count("\n", 0, self.spanning) + 1
+            line, _ = self._source.position(self.spanning)
             hint = f'the string that starts on line {line} goes over several lines: is its closing " missing?'
+        elif self.open and self._state is _State.OPERATOR:
+            kind, opened = self.open[-1]
+            line, column = self._source.position(opened)
+            hint = f"the {_OPENER.get(kind, kind)} of line {line}, column {column} is open"
         return self._source.error(f"expected {expected}, found {self._source.found(offset)}", offset, remedy=hint)
 
 
