@@ -15,7 +15,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from jobagent.model import Blob, Tree
 
 MAX_PATH_BYTES = 3500  # PATH_MAX is 4096, and the cache's own prefix comes before it
 MAX_NAME_BYTES = 255  # NAME_MAX of every Linux file system
+MAX_SYMLINK_HOPS = 40  # path_resolution(7)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH_THREADS = min(4, os.cpu_count() or 1)
 _FILES_PER_TASK = 64  # a task costs about 20 µs, as much as hashing a small file
@@ -93,6 +94,30 @@ def checked_path(path: str) -> str:
     return path
 
 
+def check(entries: Iterable[ManifestEntry]) -> None:
+    """Raise HostileArchive where the members cannot make a tree that stays within itself.
+
+    Every path is plain and there once, every parent is a directory, and no symlink leads out of the tree, not even
+    by way of others.
+    """
+    kinds: dict[str, str] = {"": "d"}
+    links: dict[str, str] = {}
+    for entry in entries:
+        if checked_path(entry.path) in kinds:
+            raise HostileArchive(f"{entry.path[:200]!r} is there twice")
+        kinds[entry.path] = entry.kind
+        if entry.kind == "l":
+            links[entry.path] = entry.target
+    for path in kinds:
+        parent = path.rpartition("/")[0]
+        if kinds.get(parent) != "d":
+            raise HostileArchive(f"{path[:200]!r} lies in {parent[:200]!r}, which is no directory")
+    for path, target in links.items():
+        problem = _link_problem(path, target, links)
+        if problem:
+            raise HostileArchive(f"symlink {path[:200]!r} to {target[:200]!r} {problem}")
+
+
 def scan(tree: Path) -> tuple[ManifestEntry, ...]:
     """Return the manifest of what is on disk below `tree` (not including `tree` itself), files hashed.
 
@@ -125,6 +150,34 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file as lower-case hex."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _link_problem(path: str, target: str, links: Mapping[str, str]) -> str:
+    """Follow a symlink through the tree as the kernel would; what does not exist counts as a directory."""
+    place = path.split("/")[:-1]
+    pending: list[str] = []
+    for _ in range(MAX_SYMLINK_HOPS):
+        if not target or "\0" in target or len(os.fsencode(target)) > MAX_PATH_BYTES:
+            return "is malformed"
+        if target.startswith("/"):
+            return "is absolute"
+        if len(pending) > MAX_PATH_BYTES:
+            break
+        pending.extend(reversed(target.split("/")))
+        target = ""
+        while pending and not target:
+            part = pending.pop()
+            if part == ".." and not place:
+                return "leaves the tree"
+            if part == "..":
+                place.pop()
+            elif part not in {"", "."}:
+                place.append(part)
+                target = links.get("/".join(place), "")
+        if not target:
+            return ""
+        place.pop()
+    return "is followed for too long"
 
 
 def _is_well_formed(entry: ManifestEntry) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,82 @@ FILE_LINE = b'{"h":"%s","k":"f","m":"644","p":"a","s":0}\n' % EMPTY_SHA256.encod
 def test_malformed_manifest_is_refused(promise: str, data: bytes) -> None:
     with pytest.raises(HostileArchive):
         manifest.decode(data)
+
+
+def link(path: str, target: str) -> ManifestEntry:
+    return ManifestEntry(path, "l", target=target)
+
+
+def directory(path: str) -> ManifestEntry:
+    return ManifestEntry(path, "d", 0o755)
+
+
+@pytest.mark.parametrize(
+    ("promise", "entries"),
+    [
+        ("absolute", [link("a", "/etc/passwd")]),
+        ("parent of the tree", [link("a", "..")]),
+        ("climbs from below", [directory("d"), link("d/a", "../../x")]),
+        (
+            "climbs by way of another",
+            [directory("d"), directory("d/e"), link("d/e/up", ".."), link("a", "d/e/up/../..")],
+        ),
+        ("climbs by way of what is not there", [link("a", "x/../../y")]),
+        ("chain to an absolute one", [link("a", "b"), link("b", "c"), link("c", "/")]),
+        ("loop", [link("a", "b"), link("b", "a")]),
+        ("loop that grows", [link("a", "a/a")]),
+        ("nothing", [link("a", "")]),
+        ("NUL", [link("a", "b\0c")]),
+        ("too long", [link("a", "x/" * 2000)]),
+        ("parent is a symlink", [directory("d"), link("a", "d"), ManifestEntry("a/f", "f", 0o644)]),
+        ("parent is a file", [ManifestEntry("a", "f", 0o644), ManifestEntry("a/f", "f", 0o644)]),
+        ("parent is missing", [ManifestEntry("a/f", "f", 0o644)]),
+        ("twice", [directory("a"), link("a", "b")]),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
+)
+def test_a_tree_that_does_not_stay_within_itself_is_refused(promise: str, entries: list[ManifestEntry]) -> None:
+    with pytest.raises(HostileArchive):
+        manifest.check(entries)
+
+
+def test_links_within_the_tree_are_fine() -> None:
+    manifest.check(
+        [
+            directory("lib"),
+            directory("lib/a"),
+            ManifestEntry("lib/x.so.1", "f", 0o755),
+            link("lib/x.so", "x.so.1"),
+            link("lib/a/up", ".."),
+            link("lib64", "./lib/a/up/"),
+            link("root", "lib/a/../.."),
+            link("dangling", "lib64/not-there"),
+        ]
+    )
+
+
+_step = st.sampled_from(["a", "b", "c", "..", "."])
+_links = st.dictionaries(
+    st.sampled_from(["a", "b", "d/a", "d/b", "d/e/a"]),
+    st.lists(_step, min_size=1, max_size=5).map("/".join),
+    min_size=1,
+)
+
+
+@given(_links)
+def test_accepted_links_stay_within_the_tree_as_the_kernel_sees_it(links: dict[str, str]) -> None:
+    entries = [directory("d"), directory("d/e"), *(link(p, t) for p, t in links.items())]
+    try:
+        manifest.check(entries)
+    except HostileArchive:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        outer = Path(name).resolve()
+        (outer / "tree/d/e").mkdir(parents=True)
+        for path, target in links.items():
+            (outer / "tree" / path).symlink_to(target)
+        for path in links:
+            assert (outer / "tree" / path).resolve().is_relative_to(outer / "tree")
 
 
 def test_scan_tells_kinds_modes_sizes_and_digests(tree: Path) -> None:
