@@ -1,0 +1,374 @@
+"""The catalogue as an agent sees it: fresh enough, verified, and quick when nothing has changed.
+
+A look-up first takes what a young receipt vouches for; else it brings the top of the chain up to date from the first
+mirror that can be believed, and loads the role of the VO, and of its bins only the one that is asked for.  Nothing
+in here decides about signatures: that is `chain`, imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobagent.plugin import (
+    Archive,
+    Blob,
+    CatalogueExpired,
+    CatalogueUnreachable,
+    ConfigurationError,
+    DigestMismatch,
+    Events,
+    Freshness,
+    Package,
+    SupplyError,
+    entry,
+)
+from jobagent_catalogue import receipt as receipts
+from jobagent_catalogue.receipt import Receipt
+from jobagent_catalogue.settings import CatalogueSettings
+from jobagent_catalogue.statelock import StateLock
+from jobagent_catalogue.web import Web, WebError
+
+MAX_TORRENT_BYTES = 10 * 1024 * 1024
+MAX_ANCHOR_BYTES = 512_000
+NEGATIVE_AGE_S = 2.0  # a "no such package" that is older than this is checked with a mirror before it is believed
+SEPARATOR = "--"
+
+Signed = Mapping[str, Any]  # the signed part of verified metadata
+
+
+class SignedCatalogue:
+    """A catalogue on one or several mirrors.  Thread-safe; processes may share `state`."""
+
+    def __init__(
+        self,
+        settings: CatalogueSettings,
+        state: Path,
+        events: Events,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._events = events
+        self._clock = clock
+        self._web = Web(settings, clock=clock)
+        self._lock = threading.RLock()
+        self._receipt: Receipt | None = None
+        self._roles: dict[str, Signed] = {}
+        self._anchor: bytes | None = None
+        self._mirrors = tuple(_checked_url(url) for url in settings.urls)
+
+    # The protocol
+
+    def refresh(self, *, is_forced: bool = False) -> Freshness:
+        """Bring the metadata up to date; what was confirmed less than `refresh_interval_s` ago is, unless forced.
+
+        Raises:
+            CatalogueUnreachable: No mirror answers and nothing valid is cached.
+            CatalogueExpired: The metadata are past their expiry.
+            BadSignature: Every mirror that answers is refused; the message names role and reason.
+            ConfigurationError: No root, or no such URL.
+            SiteError: This node's clock is far behind.
+        """
+        with self._lock:
+            receipt = self._fresh_receipt(is_forced=is_forced)
+            return Freshness(
+                version=receipt.version,
+                expires_s=min(receipt.expires[role] for role in ("root", "timestamp", "snapshot", "targets")),
+                source=receipt.source,
+                is_stale=receipt.is_stale,
+            )
+
+    def namespaces(self) -> Sequence[str]:
+        """All VOs of the catalogue."""
+        with self._lock:
+            return sorted(_delegated(self._role("targets")))
+
+    def names(self, namespace: str) -> Sequence[str]:
+        """All package names of a VO; loads all of its roles."""
+        with self._lock:
+            return sorted({name for role in self._roles_of(namespace) for name in _names(role, namespace)})
+
+    def versions(self, namespace: str, name: str) -> Sequence[Package]:
+        """All versions of a package; loads only the role that may hold them."""
+        try:
+            prefix = entry.name_prefix(namespace, name)
+        except entry.EntryError:
+            return ()
+        with self._lock:
+            found = self._versions(namespace, prefix)
+            if not found and self._clock() - self._current().checked_s > NEGATIVE_AGE_S:
+                self._fresh_receipt(is_forced=True)
+                found = self._versions(namespace, prefix)
+            return found
+
+    def torrent(self, archive: Archive) -> bytes:
+        """The torrent of an archive; kept, as it never changes."""
+        kept = self._directory() / "torrents" / f"{archive.infohash_v2}.torrent"
+
+        def check(data: bytes) -> None:
+            entry.check_torrent(data, archive)
+
+        try:
+            data = kept.read_bytes()
+            check(data)
+            return data
+        except (OSError, ValueError):
+            data = self._fetch_any(entry.torrent_path(archive), MAX_TORRENT_BYTES, check)
+        kept.parent.mkdir(exist_ok=True)
+        receipts.replace(kept, data)
+        return data
+
+    def blob(self, blob: Blob) -> bytes:
+        """An object of the catalogue, checked against its digest."""
+        if blob.size_bytes > self._settings.max_object_bytes:
+            raise SupplyError(
+                f"object {blob.sha256[:16]}… has {blob.size_bytes} bytes, at most "
+                f"{self._settings.max_object_bytes} are read",
+                remedy="raise [catalogue] max_object_bytes",
+            )
+
+        def check(data: bytes) -> None:
+            if len(data) != blob.size_bytes or hashlib.sha256(data).hexdigest() != blob.sha256:
+                raise ValueError(f"object {blob.sha256[:16]}… has another digest")
+
+        return self._fetch_any(entry.object_path(blob), blob.size_bytes, check)
+
+    def urls(self, package: Package) -> Sequence[str]:
+        """Alternate PFNs: the signed ones, then the mirrors."""
+        path = urllib.parse.quote(entry.archive_path(package.archive))
+        return (*package.pfns, *(mirror + path for mirror in self._mirrors))
+
+    # Roles
+
+    def _versions(self, namespace: str, prefix: str) -> list[Package]:
+        found = []
+        for role in self._roles_of(namespace, path=prefix + "0/0"):
+            for path, target in role["targets"].items():
+                if path.startswith(prefix) and (package := self._decode(path, target)) is not None:
+                    found.append(package)
+        return found
+
+    def _decode(self, path: str, target: Mapping[str, Any]) -> Package | None:
+        """Return the package of a signed entry; one that breaks the format is left out with a warning."""
+        custom = target.get("custom")
+        signed = entry.Entry(
+            path, target["length"], target["hashes"].get("sha256", ""), custom if isinstance(custom, dict) else {}
+        )
+        try:
+            return entry.decode(signed)
+        except entry.EntryError as error:
+            self._events.emit("warning", message=f"entry {path} of the catalogue is left out: {error}")
+            return None
+
+    def _roles_of(self, namespace: str, path: str = "") -> Iterator[Signed]:
+        """Yield the role of a namespace and its bins; with `path`, only those that may speak about it."""
+        top = self._role("targets")
+        if namespace not in _delegated(top) or not _covers(
+            _delegated(top)[namespace], path or f"{namespace}/0/0/0/0"
+        ):
+            return
+        role = self._role(namespace, above="targets")
+        if role is None:
+            return
+        yield role
+        for name, delegation in _delegated(role).items():
+            if name.startswith(namespace + SEPARATOR) and (not path or _covers(delegation, path)):
+                child = self._role(name, above=namespace)
+                if child is not None:
+                    yield child
+
+    def _role(self, role: str, above: str = "") -> Any:
+        """Return the signed part of a verified role; `None` where the snapshot does not have it yet."""
+        receipt = self._current()
+        if role not in self._roles:
+            path = f"metadata/{role}.json" if role == "targets" else f"roles/{role}.json"
+            data = receipts.read_verified(self._directory(), path, receipt)
+            if data is None and role == "targets":
+                receipt = self._fresh_receipt(is_forced=True)
+                data = receipts.read_verified(self._directory(), path, receipt)
+            if data is None and role != "targets":
+                if role not in receipt.versions:
+                    return None
+                data = self._load_role(role, above, receipt)
+            if data is None:
+                raise CatalogueUnreachable(f"the cached metadata in {self._directory()} change while they are read")
+            self._roles[role] = json.loads(data)["signed"]
+        return self._roles[role]
+
+    def _load_role(self, role: str, above: str, receipt: Receipt) -> bytes:
+        from jobagent_catalogue import loading
+
+        path = f"metadata/{above}.json" if above == "targets" else f"roles/{above}.json"
+        delegator = receipts.read_verified(self._directory(), path, receipt)
+        if delegator is None:
+            raise CatalogueUnreachable(f"{path} in {self._directory()} changed since it was verified")
+        with self._state_lock():
+            data, expires_s = loading.load_role(
+                self._loader(), delegator, role, version=receipt.versions[role], preferred=receipt.source
+            )
+            receipts.replace(self._directory() / f"roles/{role}.json", data)
+            latest = receipts.load(self._directory())
+            base = latest if latest is not None and latest.version == receipt.version else receipt
+            self._receipt = base.with_file(f"roles/{role}.json", data, role, expires_s)
+            receipts.save(self._directory(), self._receipt)
+        return data
+
+    # Freshness
+
+    def _current(self) -> Receipt:
+        return self._fresh_receipt(is_forced=False)
+
+    def _fresh_receipt(self, *, is_forced: bool) -> Receipt:
+        """Return a receipt that is young enough, asking a mirror where there is none."""
+        asked_s = self._clock()
+        if not is_forced and self._receipt is not None and self._is_young(self._receipt):
+            return self._receipt
+        if not is_forced and (kept := receipts.load(self._directory())) is not None and self._is_young(kept):
+            return self._take(kept)
+        with self._state_lock():
+            kept = receipts.load(self._directory())
+            if kept is not None and self._is_young(kept) and (not is_forced or kept.verified_s > asked_s):
+                return self._take(kept)  # another process or thread asked while this one waited
+            return self._take(self._ask_mirrors(kept))
+
+    def _ask_mirrors(self, kept: Receipt | None) -> Receipt:
+        from jobagent_catalogue import loading
+
+        try:
+            receipt = loading.update(self._loader(), kept)
+        except CatalogueExpired:
+            if not self._may_use_expired(kept):
+                raise
+            assert kept is not None  # see _may_use_expired
+            self._warn(f"the catalogue expired, and is used for at most {self._settings.grace_s:g} s more")
+            receipt = loading.stale(kept, self._clock())
+        receipts.save(self._directory(), receipt)
+        return receipt
+
+    def _may_use_expired(self, kept: Receipt | None) -> bool:
+        """Whether the site's grace covers what is kept: only where no mirror answered at all."""
+        if kept is None or not self._settings.grace_s or self._web.clock_reading is not None:
+            return False
+        return self._clock() < min(kept.expires.values(), default=0.0) + self._settings.grace_s
+
+    def _is_young(self, receipt: Receipt) -> bool:
+        now_s = self._clock()
+        age_s = now_s - receipt.checked_s
+        if not 0 <= age_s < self._settings.refresh_interval_s:
+            return False
+        grace_s = self._settings.grace_s if receipt.is_stale else 0.0
+        return now_s < min(receipt.expires.values(), default=0.0) + grace_s
+
+    def _take(self, receipt: Receipt) -> Receipt:
+        if self._receipt is None or self._receipt.files != receipt.files:
+            self._roles.clear()
+        self._receipt = receipt
+        return receipt
+
+    # Files
+
+    def _fetch_any(self, path: str, max_bytes: int, check: Callable[[bytes], None]) -> bytes:
+        """Return a file from the first mirror that has the right one.
+
+        Raises:
+            DigestMismatch: A mirror has another file, and none has the right one.
+            SupplyError: No mirror has it.
+        """
+        wrong: list[str] = []
+        missing: list[str] = []
+        for mirror in self._mirrors:
+            try:
+                data = self._web.fetch(mirror + path, max_bytes=max_bytes)
+                check(data)
+                return data
+            except WebError as error:
+                missing.append(str(error))
+            except ValueError as error:
+                wrong.append(f"{mirror}: {error}")
+                self._warn(f"{mirror} serves a wrong {path}: {error}")
+        if wrong:
+            raise DigestMismatch(
+                "; ".join(wrong), remedy="tell the catalogue's manager: somebody changes files there"
+            )
+        raise SupplyError("; ".join(missing), remedy="see whether the catalogue's web server has the file")
+
+    def _loader(self) -> Any:
+        from jobagent_catalogue import loading
+
+        return loading.Loader(
+            settings=self._settings,
+            mirrors=self._mirrors,
+            directory=self._directory(),
+            anchor=self._read_anchor(),
+            web=self._web,
+            clock=self._clock,
+            warn=self._warn,
+        )
+
+    def _state_lock(self) -> StateLock:
+        timeout_s = 6 * self._settings.timeout_s * max(1, len(self._mirrors))
+        return StateLock(self._directory() / "lock", timeout_s=timeout_s)
+
+    def _directory(self) -> Path:
+        """The directory for this root: catalogues do not mix when the site changes the anchor."""
+        directory = self._state / hashlib.sha256(self._read_anchor()).hexdigest()[:16]
+        if not (directory / "roles").is_dir():
+            self._state.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            for name in ("metadata", "roles"):
+                (directory / name).mkdir(exist_ok=True)
+        return directory
+
+    def _read_anchor(self) -> bytes:
+        if self._anchor is None:
+            path = self._settings.root
+            if path == Path():
+                raise ConfigurationError("no root of trust is configured", remedy="set [catalogue] root = FILE")
+            try:
+                self._anchor = path.read_bytes()[:MAX_ANCHOR_BYTES]
+            except OSError as error:
+                raise ConfigurationError(f"cannot read [catalogue] root {path}: {error.strerror}") from error
+        return self._anchor
+
+    def _warn(self, message: str) -> None:
+        self._events.emit("warning", message=message)
+
+
+def _checked_url(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in {"http", "https", "file"} or parts.query or parts.fragment:
+        raise ConfigurationError(f"[catalogue] urls has {url!r}", remedy="http://, https:// or file:// and a path")
+    return url if url.endswith("/") else url + "/"
+
+
+def _delegated(role: Signed) -> Mapping[str, Mapping[str, Any]]:
+    return {r["name"]: r for r in role.get("delegations", {}).get("roles", ())}
+
+
+def _covers(delegation: Mapping[str, Any], path: str) -> bool:
+    """Whether a delegation is for a path; a `*` does not cross a `/`."""
+    parts = path.split("/")
+    for pattern in delegation.get("paths") or ():
+        wanted = pattern.split("/")
+        if len(wanted) == len(parts) and all(map(fnmatch.fnmatchcase, parts, wanted)):
+            return True
+    return False
+
+
+def _names(role: Signed, namespace: str) -> Iterator[str]:
+    for path in role["targets"]:
+        try:
+            package, _ = entry.parse_path(path)
+        except entry.EntryError:
+            continue
+        if package.namespace == namespace:
+            yield package.name
