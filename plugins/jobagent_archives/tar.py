@@ -108,22 +108,20 @@ def _member(header: bytes, size_bytes: int, extended: dict[str, bytes]) -> Membe
         )
     kind = _KINDS[raw_kind]
     name = extended.get("path", _full_name(header))
-    target = extended.get("linkpath", _string(header[157:257]))
+    link = extended.get("linkpath", _string(header[157:257]))
     if "size" in extended:
         size_bytes = _decimal(extended["size"])
     mode = _number(header[100:108], "mode")
-    path = _decoded(name)
+    path, target = _name(name), _name(link) if kind == "h" else _decoded(link)
     if mode & _FORBIDDEN_BITS:
         raise HostileArchive(f"archive member {path[:200]!r} has a set-id bit")
     if kind != "f" and size_bytes:
         raise HostileArchive(f"archive member {path[:200]!r} has data without being a file")
     if raw_kind == b"\0" and path.endswith("/"):
         kind = "d"  # as tar did before POSIX
-    while path.startswith("./"):
-        path = path[2:]
     if kind == "d":
         path = path.rstrip("/")
-    return Member(path, kind, 0o755 if mode & 0o100 else 0o644, size_bytes, _decoded(target))
+    return Member(path, kind, 0o755 if mode & 0o100 else 0o644, size_bytes, target)
 
 
 def _extend(extended: dict[str, bytes], kind: bytes, data: bytes) -> None:
@@ -202,6 +200,13 @@ def _decimal(value: bytes) -> int:
 
 def _string(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
+
+
+def _name(raw: bytes) -> str:
+    name = _decoded(raw)
+    while name.startswith("./"):  # as `tar -c .` writes every name
+        name = name[2:]
+    return name
 
 
 def _decoded(name: bytes) -> str:
