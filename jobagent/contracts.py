@@ -67,8 +67,11 @@ class Freshness:
 class Catalogue(Protocol):
     """The verified list of packages.  All that it returns was signed by the VO of the namespace."""
 
-    def refresh(self) -> Freshness:
+    def refresh(self, *, is_forced: bool = False) -> Freshness:
         """Bring the metadata up to date, or confirm what is cached.
+
+        What was confirmed within the site's refresh interval is current, unless `is_forced` (as before telling a
+        user that a package does not exist).
 
         Raises:
             CatalogueUnreachable: Nothing answers and nothing valid is cached.

@@ -57,7 +57,7 @@ class FakeCatalogue:
             self._objects[reference.sha256] = content
         return reference
 
-    def refresh(self) -> Freshness:
+    def refresh(self, *, is_forced: bool = False) -> Freshness:
         """Count the call; the fake never expires."""
         self._check_reachable()
         with self._lock:

@@ -7,13 +7,11 @@ in here decides about signatures: that is `chain`, imported when it is needed.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import json
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from jobagent.plugin import (
 )
 from jobagent_catalogue import receipt as receipts
 from jobagent_catalogue.receipt import Receipt
+from jobagent_catalogue.role import Role, Target
 from jobagent_catalogue.settings import CatalogueSettings
 from jobagent_catalogue.statelock import StateLock
 from jobagent_catalogue.web import Web, WebError
@@ -39,9 +38,7 @@ from jobagent_catalogue.web import Web, WebError
 MAX_TORRENT_BYTES = 10 * 1024 * 1024
 MAX_ANCHOR_BYTES = 512_000
 NEGATIVE_AGE_S = 2.0  # a "no such package" that is older than this is checked with a mirror before it is believed
-SEPARATOR = "--"
-
-Signed = Mapping[str, Any]  # the signed part of verified metadata
+LOOKUP_AGE_S = 5.0  # look-ups after a refresh belong to it, however short the refresh interval is
 
 
 class SignedCatalogue:
@@ -62,7 +59,7 @@ class SignedCatalogue:
         self._web = Web(settings, clock=clock)
         self._lock = threading.RLock()
         self._receipt: Receipt | None = None
-        self._roles: dict[str, Signed] = {}
+        self._roles: dict[str, Role] = {}
         self._anchor: bytes | None = None
         self._mirrors = tuple(_checked_url(url) for url in settings.urls)
 
@@ -90,12 +87,12 @@ class SignedCatalogue:
     def namespaces(self) -> Sequence[str]:
         """All VOs of the catalogue."""
         with self._lock:
-            return sorted(_delegated(self._role("targets")))
+            return sorted(self._top().delegations)
 
     def names(self, namespace: str) -> Sequence[str]:
         """All package names of a VO; loads all of its roles."""
         with self._lock:
-            return sorted({name for role in self._roles_of(namespace) for name in _names(role, namespace)})
+            return sorted({name for role in self._roles_of(namespace) for name in role.names(namespace)})
 
     def versions(self, namespace: str, name: str) -> Sequence[Package]:
         """All versions of a package; loads only the role that may hold them."""
@@ -150,14 +147,10 @@ class SignedCatalogue:
     # Roles
 
     def _versions(self, namespace: str, prefix: str) -> list[Package]:
-        found = []
-        for role in self._roles_of(namespace, path=prefix + "0/0"):
-            for path, target in role["targets"].items():
-                if path.startswith(prefix) and (package := self._decode(path, target)) is not None:
-                    found.append(package)
-        return found
+        entries = [e for role in self._roles_of(namespace, path=prefix + "0/0") for e in role.entries(prefix)]
+        return [package for path, target in entries if (package := self._decode(path, target)) is not None]
 
-    def _decode(self, path: str, target: Mapping[str, Any]) -> Package | None:
+    def _decode(self, path: str, target: Target) -> Package | None:
         """Return the package of a signed entry; one that breaks the format is left out with a warning."""
         custom = target.get("custom")
         signed = entry.Entry(
@@ -169,39 +162,39 @@ class SignedCatalogue:
             self._events.emit("warning", message=f"entry {path} of the catalogue is left out: {error}")
             return None
 
-    def _roles_of(self, namespace: str, path: str = "") -> Iterator[Signed]:
+    def _roles_of(self, namespace: str, path: str = "") -> Iterator[Role]:
         """Yield the role of a namespace and its bins; with `path`, only those that may speak about it."""
-        top = self._role("targets")
-        if namespace not in _delegated(top) or not _covers(
-            _delegated(top)[namespace], path or f"{namespace}/0/0/0/0"
-        ):
+        if not self._top().delegates(namespace, path or f"{namespace}/0/0/0/0"):
             return
         role = self._role(namespace, above="targets")
         if role is None:
             return
         yield role
-        for name, delegation in _delegated(role).items():
-            if name.startswith(namespace + SEPARATOR) and (not path or _covers(delegation, path)):
-                child = self._role(name, above=namespace)
-                if child is not None:
-                    yield child
+        for name in role.bins(namespace, path):
+            child = self._role(name, above=namespace)
+            if child is not None:
+                yield child
 
-    def _role(self, role: str, above: str = "") -> Any:
-        """Return the signed part of a verified role; `None` where the snapshot does not have it yet."""
+    def _top(self) -> Role:
         receipt = self._current()
-        if role not in self._roles:
-            path = f"metadata/{role}.json" if role == "targets" else f"roles/{role}.json"
-            data = receipts.read_verified(self._directory(), path, receipt)
-            if data is None and role == "targets":
+        if "targets" not in self._roles:
+            data = receipts.read_verified(self._directory(), "metadata/targets.json", receipt)
+            if data is None:
                 receipt = self._fresh_receipt(is_forced=True)
-                data = receipts.read_verified(self._directory(), path, receipt)
-            if data is None and role != "targets":
-                if role not in receipt.versions:
-                    return None
-                data = self._load_role(role, above, receipt)
+                data = receipts.read_verified(self._directory(), "metadata/targets.json", receipt)
             if data is None:
                 raise CatalogueUnreachable(f"the cached metadata in {self._directory()} change while they are read")
-            self._roles[role] = json.loads(data)["signed"]
+            self._roles["targets"] = Role.parse(data)
+        return self._roles["targets"]
+
+    def _role(self, role: str, above: str) -> Role | None:
+        """Return a delegated role, verified; `None` where the snapshot does not have it yet."""
+        receipt = self._current()
+        if role not in receipt.versions:
+            return None
+        if role not in self._roles:
+            data = receipts.read_verified(self._directory(), f"roles/{role}.json", receipt)
+            self._roles[role] = Role.parse(data or self._load_role(role, above, receipt))
         return self._roles[role]
 
     def _load_role(self, role: str, above: str, receipt: Receipt) -> bytes:
@@ -225,6 +218,9 @@ class SignedCatalogue:
     # Freshness
 
     def _current(self) -> Receipt:
+        """Return the receipt for a look-up: the one of the last refresh, or a fresh one."""
+        if self._receipt is not None and self._is_young(self._receipt, LOOKUP_AGE_S):
+            return self._receipt
         return self._fresh_receipt(is_forced=False)
 
     def _fresh_receipt(self, *, is_forced: bool) -> Receipt:
@@ -260,10 +256,10 @@ class SignedCatalogue:
             return False
         return self._clock() < min(kept.expires.values(), default=0.0) + self._settings.grace_s
 
-    def _is_young(self, receipt: Receipt) -> bool:
+    def _is_young(self, receipt: Receipt, at_least_s: float = 0.0) -> bool:
         now_s = self._clock()
         age_s = now_s - receipt.checked_s
-        if not 0 <= age_s < self._settings.refresh_interval_s:
+        if not 0 <= age_s < max(self._settings.refresh_interval_s, at_least_s):
             return False
         grace_s = self._settings.grace_s if receipt.is_stale else 0.0
         return now_s < min(receipt.expires.values(), default=0.0) + grace_s
@@ -348,27 +344,3 @@ def _checked_url(url: str) -> str:
     if parts.scheme not in {"http", "https", "file"} or parts.query or parts.fragment:
         raise ConfigurationError(f"[catalogue] urls has {url!r}", remedy="http://, https:// or file:// and a path")
     return url if url.endswith("/") else url + "/"
-
-
-def _delegated(role: Signed) -> Mapping[str, Mapping[str, Any]]:
-    return {r["name"]: r for r in role.get("delegations", {}).get("roles", ())}
-
-
-def _covers(delegation: Mapping[str, Any], path: str) -> bool:
-    """Whether a delegation is for a path; a `*` does not cross a `/`."""
-    parts = path.split("/")
-    for pattern in delegation.get("paths") or ():
-        wanted = pattern.split("/")
-        if len(wanted) == len(parts) and all(map(fnmatch.fnmatchcase, parts, wanted)):
-            return True
-    return False
-
-
-def _names(role: Signed, namespace: str) -> Iterator[str]:
-    for path in role["targets"]:
-        try:
-            package, _ = entry.parse_path(path)
-        except entry.EntryError:
-            continue
-        if package.namespace == namespace:
-            yield package.name
