@@ -9,7 +9,7 @@ from __future__ import annotations
 # What a job asks for (`MY.Packages` in a submit file); compared without regard to case, as ClassAds are.
 PACKAGES = "Packages"
 PACKAGES_PREINSTALLED = "PackagesPreInstalled"
-VO = "VO"
+VIRTUAL_ORGANISATION = "VirtualOrganisation"
 
 # What the agent did for a job, in its ad and in the history.
 JOB_PACKAGES = "JobAgentPackages"  # list of full names, dependencies first
