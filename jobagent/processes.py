@@ -13,13 +13,14 @@ _ENDED_STATES = frozenset("ZXx")
 
 def start_ticks(pid: int) -> int:
     """Return the start time of a running process in clock ticks since boot (field 22 of proc(5) stat); 0 if ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return 0
-    # The command name is in brackets and may hold any byte: fields are counted from its last bracket.
-    fields = stat[stat.rfind(b")") + 2 :].split()
+    fields = _stat(pid)
     return 0 if not fields or fields[0].decode() in _ENDED_STATES else int(fields[19])
+
+
+def parent(pid: int) -> int:
+    """Return the pid of the parent; 0 where there is none to be seen."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
 
 
 def is_running(pid: int, ticks: int) -> bool:
@@ -58,3 +59,13 @@ def _parent(pid: int) -> int:
     except OSError:
         return 0
     return int(stat[stat.rfind(b")") + 2 :].split()[1])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of proc(5) stat from the third on (the state); empty where the process is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return []
+    # The command name is in brackets and may hold any byte: fields are counted from its last bracket.
+    return stat[stat.rfind(b")") + 2 :].split()

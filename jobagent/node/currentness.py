@@ -16,6 +16,7 @@ from jobagent.model import Archive, Blob, Package
 
 log = logging.getLogger("jobagent.node")
 
+FORCED_INTERVAL_S = 2.0
 MAX_TORRENTS = 256  # a few hundred kB each at most
 
 
@@ -44,11 +45,15 @@ class CurrentCatalogue:
         """What the last successful refresh said."""
         return self._freshness
 
-    def refresh(self) -> Freshness:
-        """Return the freshness, asking the wrapped catalogue only where the background is late."""
+    def refresh(self, *, is_forced: bool = False) -> Freshness:
+        """Return the freshness, asking the wrapped catalogue where the background is late or `is_forced`.
+
+        Jobs that ask for packages that do not exist force at most one request in `FORCED_INTERVAL_S`.
+        """
+        enough_s = FORCED_INTERVAL_S if is_forced else 2 * self._interval_s
         with self._guard:
             known, age_s = self._freshness, self._clock() - self._refreshed_s
-        if known is not None and age_s < 2 * self._interval_s and time.time() < known.expires_s:
+        if known is not None and age_s < enough_s and time.time() < known.expires_s:
             return known
         return self.renew()
 
@@ -59,7 +64,7 @@ class CurrentCatalogue:
             with self._guard:
                 if self._freshness is not None and self._refreshed_s > asked_s:
                     return self._freshness
-            freshness = self._catalogue.refresh()
+            freshness = self._catalogue.refresh(is_forced=True)
             with self._guard:
                 if self._freshness is None or freshness.version != self._freshness.version:
                     self._versions.clear()
