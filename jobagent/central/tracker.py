@@ -215,6 +215,8 @@ class Tracker:
         home = self._home_peer(tracked.key, announce)
         wanted = min(announce.wanted, self.policy.max_wanted)
         peers = self._select(swarm, asker, wanted, home) if asker else ()
+        if not peers and not is_complete:
+            interval = self.policy.min_interval_s  # it may have come before the seeder did
         return Answer(peers, interval, self.policy.min_interval_s, complete + len(home), incomplete)
 
     def scrape(self, infohash: bytes) -> Counts | None:

@@ -31,6 +31,7 @@ LOAD_LIMITS = {
     "max_decode_tokens": 10_000,
 }
 PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
+LISTEN_TIMEOUT_S = 5.0
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
 
@@ -177,7 +178,8 @@ class Session:
         self._stats_arrived = threading.Condition(self._lock)
         self._stats: Mapping[str, int] = {}
         self._stats_round = 0
-        self._listening = threading.Event()
+        self._tried = threading.Event()  # listening succeeded or failed
+        self._bound = threading.Event()
         self._ports: dict[str, int] = {}
         self._farewell = _Farewell()
         self.listen_failures: list[str] = []
@@ -197,19 +199,17 @@ class Session:
             raise RuntimeError("the swarm session is closed")
         return self._session
 
-    def port(self, timeout_s: float = 5.0) -> int:
-        """The port that peers can reach, 0 where none could be bound."""
-        self._listening.wait(timeout_s)
+    def port(self, timeout_s: float = 0.0) -> int:
+        """The port that peers can reach, 0 where none could be bound, or not yet within `timeout_s`."""
+        self._tried.wait(timeout_s)
         return next(iter(self._ports.values()), 0)
 
     def listen_anywhere(self) -> bool:
         """Listen on any free port after the configured ones failed; whether that worked."""
         if self._options.settings.port_range == (0, 0):
             return False  # that was tried
-        self._listening.clear()
-        self.listen_failures.clear()
         self.apply(listen_interfaces=_interfaces(self._options.addresses, 0))
-        return bool(self.port())
+        return self._bound.wait(LISTEN_TIMEOUT_S)
 
     def on_tick(self, tick: Callable[[], None]) -> None:
         """Call `tick` in the session's thread at least every half second while alerts come or not."""
@@ -315,11 +315,12 @@ class Session:
                 self._stats_arrived.notify_all()
         elif isinstance(alert, lt.listen_succeeded_alert):
             self._ports[str(alert.address)] = alert.port
-            self._listening.set()
+            self._bound.set()
+            self._tried.set()
         elif isinstance(alert, lt.listen_failed_alert):
             self.listen_failures.append(alert.message())
-            if len(self.listen_failures) >= max(1, len(self._options.addresses)) and not self._ports:
-                self._listening.set()
+            if len(self.listen_failures) >= max(1, len(self._options.addresses)):
+                self._tried.set()
         elif isinstance(alert, lt.alerts_dropped_alert):
             log.error("libtorrent dropped alerts: transfer accounting is incomplete")
 

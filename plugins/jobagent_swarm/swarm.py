@@ -34,7 +34,7 @@ from jobagent.plugin import (
 )
 from jobagent_swarm.download import Download, Patience
 from jobagent_swarm.reservation import reserve
-from jobagent_swarm.session import Role, Session, Torrent, load, piece_size_of
+from jobagent_swarm.session import LISTEN_TIMEOUT_S, Role, Session, Torrent, load, piece_size_of
 from jobagent_swarm.settings import SwarmSettings
 from jobagent_swarm.site import options_of
 
@@ -187,7 +187,7 @@ class Swarm:
                     options = dataclasses.replace(options, addresses=self._addresses)
                 self._session = Session(options)
                 self._session.on_tick(self._drop_vanished)
-                if not self._session.port():
+                if not self._session.port(LISTEN_TIMEOUT_S):
                     self._refuse_or_warn(self._session)
             return self._session
 
