@@ -250,6 +250,8 @@ def give_back(kit: Kit, leases: Sequence[Lease]) -> None:
     for lease in reversed(leases):
         kit.cache.release(lease)
         kit.plugins.cache_released(lease.installed.package)
+        if not kit.cache.is_shared:  # without the shared cache a package goes with its last job
+            kit.cache.evict(lease.installed.package.key)
 
 
 def holder_uid(leases: Sequence[Lease]) -> int:

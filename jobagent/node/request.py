@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from jobagent import processes
 from jobagent.contracts import Holder
@@ -107,6 +107,13 @@ class Lines:
         return not self._pending
 
 
+class Listener(Protocol):
+    """Who gets the lines before the answer."""
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Tell; never blocks, never raises."""
+
+
 class Arguments:
     """Arguments of a request, by type; each method raises UsageError with name and expectation."""
 
@@ -159,7 +166,7 @@ class Request:
 
     arguments: Arguments
     peer: Peer
-    lines: Lines
+    lines: Listener
     cancelled: threading.Event
 
     def require_admin(self) -> None:

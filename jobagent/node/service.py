@@ -15,9 +15,10 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jobagent.config import NodeSettings
 from jobagent.contracts import ManagedCache
@@ -29,8 +30,8 @@ from jobagent.node.currentness import CurrentCatalogue, Refresher
 from jobagent.node.health import Health
 from jobagent.node.holdings import Holdings
 from jobagent.node.janitor import Janitor
-from jobagent.node.operations import Answer, Operations, give_back
-from jobagent.node.request import Arguments, Lines, Peer, Request, refusal
+from jobagent.node.operations import Answer, Operation, Operations, give_back
+from jobagent.node.request import Arguments, Lines, Listener, Peer, Request, refusal
 from jobagent.node.watcher import Watcher
 
 log = logging.getLogger("jobagent.node")
@@ -71,7 +72,7 @@ class NodeService:
         self._refresher = Refresher(self._catalogue, settings.refresh_interval_s, self._janitor.wake)
         self._guard = threading.Lock()
         self._connections: Counter[int] = Counter()  # by uid
-        self._waiting: set[Lines] = set()
+        self._waiting: set[Listener] = set()
         self._last_request_s = time.monotonic()
         self._closing = contextlib.ExitStack()
 
@@ -112,6 +113,17 @@ class NodeService:
         self._refresher.close()
         self._watcher.close()
         self._kit.close()
+
+    def perform(self, operation: str, arguments: Mapping[str, Any], lines: Listener) -> Answer:
+        """Do what a client of our own user would ask for, in this process and without a socket."""
+        peer = Peer(os.getpid(), os.geteuid())
+        return self._find(operation)(Request(Arguments(arguments), peer, lines, threading.Event()))
+
+    def _find(self, operation: str) -> Operation:
+        act = self._operations.table.get(operation)
+        if act is None:
+            raise UsageError(f"no operation {operation[:80]!r}", remedy=f"known: {', '.join(self._operations.table)}")
+        return act
 
     def _accept(self, listener: socket.socket) -> None:
         while not self._stopping.is_set():
@@ -158,9 +170,7 @@ class NodeService:
                 log.info("client %d went before its answer: %s", peer.pid, error)
 
     def _perform(self, operation: str, request: Request, connection: socket.socket) -> Answer:
-        act = self._operations.table.get(operation)
-        if act is None:
-            raise UsageError(f"no operation {operation[:80]!r}", remedy=f"known: {', '.join(self._operations.table)}")
+        act = self._find(operation)
         handle = self._watcher.connection(connection.fileno(), request.cancelled.set)
         with self._guard:
             self._waiting.add(request.lines)

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Iterator
 
 from jobagent.events import Event, Events
-from jobagent.node.request import Lines
+from jobagent.node.request import Listener
 
 INTERVAL_S = 0.25  # between two lines of progress of one package
 
 
 @contextlib.contextmanager
-def shown(lines: Lines, everybody: Events) -> Iterator[tuple[Events, list[str]]]:
+def shown(lines: Listener, everybody: Events) -> Iterator[tuple[Events, list[str]]]:
     """Yield an event stream for one job, whose events reach everybody, and the list of its warnings.
 
     The digests of the plan are what the client waits for: progress of these is sent, also from another job's thread.
