@@ -90,12 +90,15 @@ class _Server(uvicorn.Server):
 def _bound(host: str, port: int) -> socket.socket:
     try:
         is_six = ipaddress.ip_address(host or "0.0.0.0").version == 6
-        return socket.create_server(
+        bound = socket.create_server(
             (host, port),
             family=socket.AF_INET6 if is_six else socket.AF_INET,
             backlog=1024,
             dualstack_ipv6=is_six and host == "::" and socket.has_dualstack_ipv6(),
         )
+        # asyncio leaves sockets that it did not make to Nagle's algorithm: 40 ms on every answer with a body.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return bound
     except ValueError as error:
         raise ConfigurationError(f"{host!r} is not an address to listen on") from error
     except OSError as error:
