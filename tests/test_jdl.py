@@ -163,7 +163,7 @@ def test_expressions_are_evaluated_by_htcondor():
         ('InputFile = "LF:/a/../b";', 1, 13, "not the name of a file"),
         ('Arguments = "it\'s";', 1, 13, "no closing quotation"),
         ('Requirements = "other.X == 1";', 1, 16, "expected an expression"),
-        ("Packages = Nothing + 1;", 1, 12, "has no value"),
+        ("Packages = Nothing + 1;", 1, 12, "has no constant value"),
         ('JDLVariables = {"A B"};', 1, 16, "not the name of an attribute"),
     ],
 )

@@ -5,23 +5,18 @@ Every attribute is kept; one whose meaning nobody here carries out is also named
 
 from __future__ import annotations
 
-import posixpath
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
 from jobagent.condor import quantities
-from jobagent.condor.expressions import Literal, Source, evaluate
+from jobagent.condor.evaluation import Values, text_of
 from jobagent.condor.statements import Statement
-from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, Job, PackageSpec
 
-T = TypeVar("T")
-
-MAX_CPUS = 100_000
 RESOURCES = "resources"  # a file that AliEn's own agent wrote beside stdout and stderr
 # Attributes that name work which neither the agent nor HTCondor does for AliEn's users.
 NOT_DONE: Mapping[str, str] = {
@@ -37,118 +32,65 @@ NOT_DONE: Mapping[str, str] = {
     "maxfailed": "each job counts for itself",
 }
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:(//[^/]*)?")
 _WILDCARDS = frozenset("*?[")
 
 
-def job_of(
-    source: Source, statements: Mapping[str, Statement], *, base_directory: Path, warnings: Sequence[str]
-) -> Job:
+def job_of(statements: Mapping[str, Statement], *, base_directory: Path, warnings: Sequence[str]) -> Job:
     """Return the job that the statements (by lower-case name) describe; raises JobSyntaxError."""
-    return _Reading(source, statements, base_directory, list(warnings)).job()
+    return _Reading(statements, base_directory, list(warnings)).job()
 
 
 class _Reading:
-    """The statements with what reading them as a job needs: positions for errors, values, warnings."""
+    """The statements on their way to a job: their values, and what is to be warned of."""
 
-    def __init__(
-        self, source: Source, statements: Mapping[str, Statement], base_directory: Path, warnings: list[str]
-    ) -> None:
-        self._source = source
+    def __init__(self, statements: Mapping[str, Statement], base_directory: Path, warnings: list[str]) -> None:
         self._statements = statements
+        self._values = Values(statements)
         self._base_directory = base_directory
         self._warnings = warnings
-        self._attributes = {s.name: s.text for s in statements.values()}
 
     def job(self) -> Job:
         outputs, names = self._outputs()
         inputs = self._inputs()
-        packages = self._packages()
+        packages = self._values.packages("packages")
         self._warn_of_what_is_not_done()
         return Job(
             dialect="jdl",
-            executable=self._string("executable"),
+            executable=self._values.string("executable"),
             arguments=self._arguments(),
             packages=packages,
-            namespace=self._string("virtualorganisation").lower() or None,
-            is_preinstalled_only=self._is_set("packagespreinstalled"),
+            namespace=self._values.string("virtualorganisation").lower() or None,
+            is_preinstalled_only=self._values.is_set("packagespreinstalled"),
             environment=MappingProxyType(self._environment(packages)),
             inputs=inputs,
             outputs=outputs,
             stdout="stdout" if "stdout" in names else "",
             stderr="stderr" if "stderr" in names else "",
-            validation_command=self._string("validationcommand"),
-            wall_limit_s=self._quantity("ttl", quantities.seconds),
-            disk_bytes=self._quantity("workdirectorysize", _size_in_mb),
+            validation_command=self._values.string("validationcommand"),
+            wall_limit_s=self._values.quantity("ttl", quantities.seconds),
+            disk_bytes=self._values.quantity("workdirectorysize", _size_in_mb),
             memory_bytes=self._memory(),
-            cpus=self._quantity("cpucores", _count),
+            cpus=self._values.quantity("cpucores", quantities.cores),
             requirements=self._requirements(),
-            attributes=MappingProxyType(self._attributes),
+            attributes=MappingProxyType({s.name: s.text for s in self._statements.values()}),
             warnings=tuple(self._warnings),
             base_directory=self._base_directory,
         )
 
-    # values
-
-    def _values(self, key: str) -> tuple[Literal, ...]:
-        """The constants of an attribute, after evaluation where it is an expression; empty where it is absent."""
-        statement = self._statements.get(key)
-        if statement is None:
-            return ()
-        if statement.items is not None:
-            return statement.items
-        value = evaluate(statement.text, self._attributes)
-        if value is None:
-            raise self._error(
-                key, f"{statement.name} has no value, expected one", "check the attributes it refers to"
-            )
-        return tuple(value) if isinstance(value, list) else (value,)
-
-    def _strings(self, key: str) -> tuple[str, ...]:
-        return tuple(text_of(value) for value in self._values(key))
-
-    def _string(self, key: str) -> str:
-        values = self._strings(key)
-        if len(values) > 1:
-            raise self._error(key, f"{self._statements[key].name} has {len(values)} values, expected one")
-        return values[0].strip() if values else ""
-
-    def _located(self, key: str, read: Callable[[str], T], text: str) -> T:
-        """Return `read(text)`, with the attribute's position in its error."""
-        try:
-            return read(text)
-        except JobSyntaxError as error:
-            raise self._error(key, f"{self._statements[key].name}: {error.cause_line}", error.remedy) from error
-
-    def _quantity(self, key: str, read: Callable[[str], int]) -> int:
-        text = self._string(key)
-        return self._located(key, read, text) if text else 0
-
-    def _error(self, key: str, message: str, remedy: str = "") -> JobSyntaxError:
-        return self._source.error(message, self._statements[key].offset, remedy=remedy)
-
-    # attributes
-
     def _arguments(self) -> tuple[str, ...]:
-        text = " ".join(self._strings("arguments"))
+        text = " ".join(self._values.strings("arguments"))
         try:
             return tuple(shlex.split(text))
         except ValueError as error:
-            raise self._error(
-                "arguments", f"Arguments: {str(error).lower()}", "close the quote, or write \\\\' for a single one"
+            raise self._statements["arguments"].error(
+                str(error).lower(), "close the quote, or write \\\\' for a single one"
             ) from error
-
-    def _packages(self) -> tuple[PackageSpec, ...]:
-        names = (name for text in self._strings("packages") for name in text.split(","))
-        specs = [self._located("packages", PackageSpec.parse, name) for name in names if name.strip()]
-        return tuple(dict.fromkeys(specs))
-
-    def _is_set(self, key: str) -> bool:
-        return self._string(key).lower() not in {"", "0", "false", "no"}
 
     def _memory(self) -> int:
         for key in ("residentmemorysize", "memorysize", "virtualmemorysize"):
             if key in self._statements:
-                return self._quantity(key, _size_in_mb)
+                return self._values.quantity(key, _size_in_mb)
         return 0
 
     def _requirements(self) -> str:
@@ -156,16 +98,14 @@ class _Reading:
         if statement is None:
             return ""
         if statement.is_list or (statement.items and isinstance(statement.items[0], str)):
-            raise self._error(
-                "requirements", "Requirements is a string or list, expected an expression", "drop quotes"
-            )
+            raise statement.error("a string or list, expected an expression", "drop the quotes around the whole")
         return statement.text
 
     def _environment(self, packages: Sequence[PackageSpec]) -> dict[str, str]:
         variables: dict[str, str] = {}
-        for name in self._strings("jdlvariables"):
+        for name in self._values.strings("jdlvariables"):
             if not _VARIABLE.fullmatch(name):
-                raise self._error("jdlvariables", f"JDLVariables: {name[:80]!r} is not the name of an attribute")
+                raise self._statements["jdlvariables"].error(f"{name[:80]!r} is not the name of an attribute")
             statement = self._statements.get(name.lower())
             if statement is None:
                 self._warnings.append(f"JDLVariables names {name}, which the job does not set")
@@ -177,38 +117,39 @@ class _Reading:
         return variables
 
     def _inputs(self) -> tuple[InputFile, ...]:
+        """Return the files that are to be downloaded, each once, by the last part of their path.
+
+        Where that name is taken, the file goes to a numbered directory.
+        """
         found: dict[str, InputFile] = {}
+        taken: Counter[str] = Counter()
         for key in ("inputfile", "inputdata"):
-            for text in self._strings(key):
+            for text in self._values.strings(key):
                 url, *options = (part.strip() for part in text.split(","))
-                if "nodownload" in (option.lower() for option in options):
+                if url in found or "nodownload" in (option.lower() for option in options):
                     continue
                 if _WILDCARDS & set(url):
                     self._warnings.append(f"{self._statements[key].name}: pattern {url} is not expanded")
                     continue
-                item = self._input(key, url, found)
-                found.setdefault(item.name, item)
+                name = self._last_part(key, url)
+                taken[name] += 1
+                if taken[name] > 1:
+                    self._warnings.append(f"another input file is named {name}: it goes to {taken[name]}/{name}")
+                    name = f"{taken[name]}/{name}"
+                found[url] = InputFile(url, name)
         return tuple(found.values())
 
-    def _input(self, key: str, url: str, others: Mapping[str, InputFile]) -> InputFile:
-        """Name the local copy: the last part of the path, in a numbered directory where that name is taken."""
-        path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:(//[^/]*)?", "", url)
-        name = base = posixpath.basename(path.split("?")[0])
-        if base in {"", ".", ".."} or ".." in path.split("/"):
-            raise self._error(key, f"{self._statements[key].name}: {url[:200]!r} is not the name of a file")
-        directory = 1
-        while name in others and others[name].url != url:
-            directory += 1
-            name = f"{directory}/{base}"
-        if "/" in name and name not in others:
-            self._warnings.append(f"a second input file is named {base}: it goes to {name}")
-        return InputFile(url, name)
+    def _last_part(self, key: str, url: str) -> str:
+        parts = _SCHEME.sub("", url).split("?")[0].split("/")
+        if parts[-1] in {"", ".", ".."} or ".." in parts:
+            raise self._statements[key].error(f"{url[:200]!r} is not the name of a file")
+        return parts[-1]
 
     def _outputs(self) -> tuple[tuple[str, ...], frozenset[str]]:
         """Return the files to keep, archives by their members, and all the names among them."""
         files: list[str] = []
         for key in ("output", "outputfile", "outputarchive"):
-            for text in self._strings(key):
+            for text in self._values.strings(key):
                 names, at, storage = text.partition("@")
                 archive, colon, members = names.rpartition(":")
                 if colon or key == "outputarchive":
@@ -223,9 +164,8 @@ class _Reading:
 
     def _output(self, key: str, name: str) -> str:
         if name.startswith(("/", "-")) or ".." in name.split("/"):
-            raise self._error(
-                key,
-                f"output file {name[:200]!r} is not a file of the working directory",
+            raise self._statements[key].error(
+                f"{name[:200]!r} is not a file of the working directory",
                 "name it by its place there, as in results/histograms.root",
             )
         return name
@@ -238,16 +178,5 @@ class _Reading:
         self._warnings[:] = dict.fromkeys(self._warnings)
 
 
-def text_of(value: Literal) -> str:
-    """Return a constant as text: strings as they are, `true` and `false` in lower case."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _size_in_mb(text: str) -> int:
     return quantities.size_bytes(text, default_unit="M")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > 6 or int(text) > MAX_CPUS:
-        raise JobSyntaxError(f"{text[:40]!r} is not a number of cores")
-    return int(text)

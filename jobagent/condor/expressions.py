@@ -1,9 +1,9 @@
-"""The text of ClassAd expressions: lexemes, grammar, strings, literals, evaluation.
+"""The text of ClassAd expressions: lexemes, grammar, strings, literals.
 
 Users' text is checked here before `classad2` sees it, for reasons found by trying: its parser gives no position,
 reads `0x10` and integers of over 64 bits as 0, accepts `1; b = 2` where one expression is asked for, and a chain of
-100 000 operators ends the process.  `classad2` is imported when something must be evaluated or confirmed, not before:
-literals, which is all that most jobs have, need none of it.
+100 000 operators ends the process.  `classad2` is imported when something must be confirmed, not before: literals,
+which is all that most jobs have, need none of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _TO_ESCAPE = re.compile(r'["\\\n\t\r\b\f]')
 _ESCAPED = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
-_KEYWORDS: Mapping[str, bool | None] = {"true": True, "false": False, "undefined": None, "error": None}
+KEYWORDS: Mapping[str, bool | None] = {"true": True, "false": False, "undefined": None, "error": None}
 _UNARY = frozenset("+-!~")
 _LOGIC = frozenset({"||", "&&", "|", "^", "&", "==", "!=", "=?=", "=!=", "<", "<=", ">", ">=", "?:"})
 _ARITHMETIC = frozenset({"<<", ">>", ">>>", "+", "-", "*", "/", "%"})
@@ -45,7 +45,7 @@ _BINARY = _LOGIC | _ARITHMETIC
 _OPENER = {"call": "(", "record": "["}
 _CLOSER = {"(": ")", "call": ")", "{": "}", "[": "]", "record": "]", "?": ":"}
 _WORD_OPERATORS = frozenset({"is", "isnt"})
-_RESERVED = frozenset({*_KEYWORDS, *_WORD_OPERATORS, "parent"})
+_RESERVED = frozenset({*KEYWORDS, *_WORD_OPERATORS, "parent"})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -64,10 +64,14 @@ class Lexeme:
 
 
 class Source:
-    """A text with its positions.  Refuses at once what no dialect may hold: control characters and excess."""
+    """A text with its positions.  Refuses at once what no dialect may hold: control characters and excess.
 
-    def __init__(self, text: str, *, has_hash_comments: bool = False) -> None:
+    `first_line` is its line in a longer text of which it is a part.
+    """
+
+    def __init__(self, text: str, *, has_hash_comments: bool = False, first_line: int = 1) -> None:
         self.text = text.removeprefix("\ufeff")
+        self._first_line = first_line
         self._has_hash_comments = has_hash_comments
         if len(text) > MAX_TEXT:
             raise JobSyntaxError(f"the text has {len(text)} characters, at most {MAX_TEXT} are read")
@@ -81,7 +85,7 @@ class Source:
 
     def position(self, offset: int) -> tuple[int, int]:
         """Return line and column of `offset`, from 1."""
-        return self.text.count("\n", 0, offset) + 1, offset - self.text.rfind("\n", 0, offset)
+        return self.text.count("\n", 0, offset) + self._first_line, offset - self.text.rfind("\n", 0, offset)
 
     def lexemes(self, offset: int) -> Iterator[Lexeme]:
         """Yield the words from `offset` on, blanks and comments as one blank each; raises JobSyntaxError."""
@@ -162,7 +166,7 @@ class Expression:
         """Whether it is nothing but an unscoped name such as `INFO` or `std.err`: in a JDL, missing quotes."""
         first = self.words[0]
         is_path = all(w.kind in {"name", "quoted"} if i % 2 == 0 else w.text == "." for i, w in enumerate(self.words))
-        return is_path and first.keyword not in {*_KEYWORDS, "other", "self", "my", "target", "parent"}
+        return is_path and first.keyword not in {*KEYWORDS, "other", "self", "my", "target", "parent"}
 
     def literal(self) -> Literal | None:
         """The constant that it is, `None` for anything that must be evaluated."""
@@ -232,6 +236,8 @@ class _Checker:
                 self._state = _State.OPERATOR
             case _State.ATTRIBUTE if word.kind in {"name", "quoted"}:
                 self._state = _State.ASSIGN
+            case _State.ATTRIBUTE if word.text == ";":
+                pass
             case _State.ATTRIBUTE if word.text == "]":
                 self._close(word)
             case _State.ASSIGN if word.text == "=":
@@ -254,7 +260,7 @@ class _Checker:
             self._state = _State.OPERATOR
         elif word.kind == "name":
             self._state = _State.OPERATOR
-            self._may_call = word.keyword not in _KEYWORDS
+            self._may_call = word.keyword not in KEYWORDS
         elif word.text in _UNARY:
             self._count(word)
         elif word.text in {"(", "{"}:
@@ -353,7 +359,7 @@ def literal(words: Sequence[Lexeme]) -> Literal | None:
         return unquote(word.text)
     if word.kind == "number":
         return int(word.text) if word.text.isdigit() else float(word.text)
-    return _KEYWORDS.get(word.keyword)
+    return KEYWORDS.get(word.keyword)
 
 
 def quote(value: str) -> str:
@@ -417,27 +423,3 @@ def confirm(expression: Expression, source: Source) -> None:
         classad2.ExprTree(expression.text)
     except (classad2.ClassAdException, ValueError) as error:
         raise source.error("not a ClassAd expression", expression.offset) from error
-
-
-def evaluate(text: str, attributes: Mapping[str, str]) -> Literal | list[Literal] | None:
-    """Evaluate an expression among `attributes` (name → expression text); `None` is undefined, error or no constant.
-
-    All texts must have passed `scan`.
-    """
-    import classad2
-
-    ad = classad2.ClassAd(f"[{'; '.join(f'{attribute_name(name)} = {value}' for name, value in attributes.items())}]")
-    try:
-        value = classad2.ExprTree(text).eval(ad)
-    except classad2.ClassAdException:
-        return None
-    if isinstance(value, list):
-        items = [item.eval(ad) if isinstance(item, classad2.ExprTree) else item for item in value]
-        constants: list[Literal] = [item for item in items if _is_constant(item)]
-        return constants if len(constants) == len(items) else None
-    return value if isinstance(value, str | int | float) and _is_constant(value) else None
-
-
-def _is_constant(value: object) -> bool:
-    # classad2.Value (undefined, error) is an integer enumeration
-    return type(value) in {str, int, float, bool}

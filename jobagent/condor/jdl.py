@@ -36,7 +36,7 @@ def parse(text: str, *, arguments: Sequence[str] = (), home: str = "", base_dire
     )
     statements = read(source, rules)
     places.check()
-    return alien.job_of(source, statements, base_directory=base_directory, warnings=places.warnings())
+    return alien.job_of(statements, base_directory=base_directory, warnings=places.warnings())
 
 
 class _Places:

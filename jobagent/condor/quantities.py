@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from jobagent.errors import JobSyntaxError
 
 _DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*,?")
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,6})?)\s*(?:([KMGTP]?)i?B?)\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"\d{1,20}(\.\d+)?(e[+-]?\d{1,3})?", re.IGNORECASE)
 _SECONDS = {"s": 1, "sec": 1, "second": 1, "min": 60, "m": 60, "minute": 60, "h": 3600, "hour": 3600}
 _SECONDS |= {"d": 86400, "day": 86400, "w": 604800, "week": 604800}
 _BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 MAX_BYTES = 1 << 60
+MAX_CORES = 100_000
 MAX_SECONDS = 10 * 365 * 86400
 
 
@@ -48,6 +51,20 @@ def size_bytes(text: str, *, default_unit: str) -> int:
     if total > MAX_BYTES:
         raise _wrong(text, "a size")
     return total
+
+
+def whole(text: str) -> int:
+    """Return a number of at least 0 rounded up; raises JobSyntaxError."""
+    if not _NUMBER.fullmatch(text) or float(text) > MAX_BYTES:
+        raise JobSyntaxError(f"{text[:40]!r} is not a number of at least 0")
+    return math.ceil(float(text))
+
+
+def cores(text: str) -> int:
+    """Return the number of cores; raises JobSyntaxError."""
+    if not text.isdecimal() or len(text) > 6 or int(text) > MAX_CORES:
+        raise JobSyntaxError(f"{text[:40]!r} is not a number of cores")
+    return int(text)
 
 
 def _wrong(text: str, what: str) -> JobSyntaxError:

@@ -15,6 +15,7 @@ from jobagent.condor.expressions import (
     scan,
     unquote,
 )
+from jobagent.errors import JobSyntaxError
 
 MAX_STATEMENTS = 20_000
 MAX_ITEMS = 100_000  # of one list
@@ -23,11 +24,16 @@ _KEY = re.compile(r"[A-Za-z0-9_]++|'(?:[^'\\\n]++|\\[^\n])++'")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How a dialect differs: AliEn's drops duplicates in lists, substitutes arguments, quotes every string."""
+    """How a dialect differs: AliEn's drops duplicates in lists, substitutes arguments, quotes every string.
+
+    `is_confirmed` shows expressions to HTCondor's own parser at once; what HTCondor wrote itself needs that only when
+    it is evaluated.
+    """
 
     substitute: Substitute | None = None
     has_sets: bool = False
     is_quoted: bool = False
+    is_confirmed: bool = True
     reference_keys: frozenset[str] = frozenset()
 
 
@@ -39,8 +45,17 @@ class Statement:
     text: str
     items: tuple[Literal, ...] | None
     is_list: bool
-    name_offset: int
+    source: Source
     offset: int
+
+    def error(self, message: str, remedy: str = "") -> JobSyntaxError:
+        """Return an error that names the attribute and where its value is."""
+        return self.source.error(f"{self.name}: {message}", self.offset, remedy=remedy)
+
+
+def read_value(name: str, source: Source, offset: int, *, until: str = "") -> tuple[Statement, int]:
+    """Read one value of a ClassAd from `offset` on; return it and the offset behind it."""
+    return _Reader(source, Rules(is_confirmed=False)).value(name, offset, until)
 
 
 def read(source: Source, rules: Rules) -> dict[str, Statement]:
@@ -99,20 +114,21 @@ class _Reader:
             raise source.error(f"expected = after {key[0][:60]}, found {source.found(equals)}", equals)
         start = source.skip_blanks(equals + 1)
         name = unquote(key[0]) if key[0].startswith("'") else key[0]
-        if source.text.startswith("{", start):
-            statement, end = self._list(name, offset, start, until)
-        else:
-            statement, end = self._scalar(name, offset, start, until)
+        statement, end = self.value(name, start, until)
         return statement, end + source.text.startswith(";", end)
 
-    def _scalar(self, name: str, name_offset: int, offset: int, until: str) -> tuple[Statement, int]:
+    def value(self, name: str, offset: int, until: str) -> tuple[Statement, int]:
+        read_it = self._list if self._source.text.startswith("{", offset) else self._scalar
+        return read_it(name, offset, until)
+
+    def _scalar(self, name: str, offset: int, until: str) -> tuple[Statement, int]:
         expression = scan(self._source, offset, until=until, substitute=self._rules.substitute)
         value = self._constant(expression, name)
         items = None if value is None else (value,)
         text = expression.text if value is None else render(value)
-        return Statement(name, text, items, False, name_offset, expression.offset), expression.end
+        return Statement(name, text, items, False, self._source, expression.offset), expression.end
 
-    def _list(self, name: str, name_offset: int, offset: int, until: str) -> tuple[Statement, int]:
+    def _list(self, name: str, offset: int, until: str) -> tuple[Statement, int]:
         source = self._source
         pairs: list[tuple[str, Literal | None]] = []
         position = source.skip_blanks(offset + 1)
@@ -127,13 +143,13 @@ class _Reader:
             position = source.skip_blanks(expression.end + source.text.startswith(",", expression.end))
         end = source.skip_blanks(position + 1)
         if end < len(source.text) and source.text[end] not in until:
-            return self._scalar(name, name_offset, offset, until)  # `{…}[0]` and the like, or an error
+            return self._scalar(name, offset, until)  # `{…}[0]` and the like, or an error
         if self._rules.has_sets:
             pairs = list(dict(pairs).items())
         constants = tuple(value for _, value in pairs if value is not None)
         items = constants if len(constants) == len(pairs) else None
         text = f"{{ {', '.join(text for text, _ in pairs)} }}" if pairs else "{ }"
-        return Statement(name, text, items, True, name_offset, offset), end
+        return Statement(name, text, items, True, source, offset), end
 
     def _constant(self, expression: Expression, name: str) -> Literal | None:
         """Return the constant, or `None` for an expression that HTCondor's parser confirms."""
@@ -142,7 +158,8 @@ class _Reader:
             return value
         if self._rules.is_quoted:
             self._refuse_unquoted(expression, name)
-        confirm(expression, self._source)
+        if self._rules.is_confirmed:
+            confirm(expression, self._source)
         return None
 
     def _refuse_unquoted(self, expression: Expression, name: str) -> None:
