@@ -283,10 +283,14 @@ class Swarm:
 
     def _drop_vanished(self) -> None:
         """Forget what was fetched but never adopted, once its file is gone."""
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return  # the session's thread must never wait for one that waits for an alert
+        try:
             gone = [k for k, o in self._offers.items() if o.is_provisional and not o.path.exists()]
             for key in gone:
                 self.unseed(key)
+        finally:
+            self._lock.release()
 
     def _snapshot(self) -> list[_Offer]:
         with self._lock:
