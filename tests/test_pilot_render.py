@@ -37,7 +37,16 @@ def test_shellcheck_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://x/'; rm -rf /; '", "ftp://x/y", "http:///y", "http://x/a b", "http://x/`id`", 'http://x/"', "http://x/\\"]
+    "url",
+    [
+        "http://x/'; rm -rf /; '",
+        "ftp://x/y",
+        "http:///y",
+        "http://x/a b",
+        "http://x/`id`",
+        'http://x/"',
+        "http://x/\\",
+    ],
 )
 def test_a_url_that_could_become_shell_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
