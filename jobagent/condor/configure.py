@@ -6,7 +6,7 @@ generated are the few programs that HTCondor starts and one `config.d` file that
 
 from __future__ import annotations
 
-import os
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,14 @@ ACCESS_POINT = "access-point"
 ROLES = (EXECUTION_POINT, ACCESS_POINT)
 
 _NOTE = "Written by `jobagent condor configure`; changes are lost when it runs again."
-_ENTRIES = {  # program: (module, arguments beside the socket)
+# The master gives its daemons no place for what they print; an old log is kept once.
+_LOGGED = """\
+if [ -n "${1:-}" ]; then
+    if [ -f "$1" ] && [ "$(wc -c < "$1")" -gt 10000000 ]; then mv "$1" "$1.old"; fi
+    exec >> "$1" 2>&1
+fi
+"""
+_ENTRIES = {  # program: module whose `main` gets the socket
     "prepare": "jobagent.condor.hooks",
     "machine": "jobagent.condor.startd_cron",
     "transfer": "jobagent.condor.transfer",
@@ -107,15 +114,15 @@ def template(role: str) -> str:
 
 def _programs(installation: Installation) -> list[PlannedFile]:
     python = shlex.join(installation.python)
+    socket = str(installation.socket)
     settings = f" --config {shlex.quote(str(installation.settings))}" if installation.settings else ""
-    socket = shlex.quote(str(installation.socket))
-    start = f'exec {python} -I -m jobagent{settings} node --socket {socket} "$@"'
-    files = [PlannedFile(installation.libexec / "node", _script(start), 0o755)]
+    start = f"exec {python} -I -m jobagent{settings} node --socket {shlex.quote(socket)}"
+    files = [PlannedFile(installation.libexec / "node", _script(_LOGGED + start), 0o755)]
     for name, module in _ENTRIES.items():
         # -S: no site-packages to look through; these programs start on every job's path
         code = (
-            f"import sys; sys.path.insert(0, {str(installation.code)!r}); "
-            f"from {module} import main; sys.exit(main({str(installation.socket)!r}))"
+            f"import sys; sys.path.insert(0, {json.dumps(str(installation.code))}); "
+            f"from {module} import main; sys.exit(main({json.dumps(socket)}))"
         )
         start = f'exec {python} -I -S -c {shlex.quote(code)} "$@"'
         files.append(PlannedFile(installation.libexec / name, _script(start), 0o755))
@@ -124,12 +131,3 @@ def _programs(installation: Installation) -> list[PlannedFile]:
 
 def _script(command: str) -> str:
     return f"#!/bin/sh\n# {_NOTE}\n{command}\n"
-
-
-def is_writable_by_others(path: Path) -> bool:
-    """Whether somebody else than its owner may change the file or one of the directories above it."""
-    for part in (path, *path.parents):
-        mode = os.stat(part).st_mode
-        if mode & 0o002 and not mode & 0o1000:
-            return True
-    return False

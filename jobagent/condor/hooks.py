@@ -140,6 +140,8 @@ def _ask(path: str, arguments: dict[str, Any], silence_s: float, patience_s: flo
 
     from jobagent.node import client
 
+    last_sign = time.monotonic()
+
     def too_late(*_: object) -> None:
         raise Refusal(325, f"packages were not ready within {limit_s:g} s; see the node service's log on this node")
 
@@ -149,7 +151,6 @@ def _ask(path: str, arguments: dict[str, Any], silence_s: float, patience_s: flo
 
     signal.signal(signal.SIGALRM, too_late)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
-    last_sign = 0.0
     for restarts_left in reversed(range(MAX_RESTARTS)):
         last_sign = time.monotonic()
         try:

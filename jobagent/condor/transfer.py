@@ -110,9 +110,9 @@ def carry_out(transfer: Transfer, fetch: Callable[[str, str], int]) -> tuple[int
     if code:
         text = one_line(message) or "failed without a reason"
         lines.append(f"TransferError = {new_literal(text)};")
-        data: dict[str, str | int] = {"ErrorType": "Transfer", "ErrorCode": code, "ErrorString": text, "FailureType": kind}
+        data: dict[str, str | int] = {"ErrorCode": code, "ErrorString": text, "FailureType": kind}
         inside = " ".join(f"{name} = {new_literal(value)};" for name, value in data.items())
-        lines.append(f"TransferErrorData = {{ [ {inside} PluginLaunched = true; ] }};")
+        lines.append(f'TransferErrorData = {{ [ ErrorType = "Transfer"; {inside} PluginLaunched = true; ] }};')
     return code, "[ " + " ".join(lines) + " ]\n"
 
 
