@@ -113,6 +113,14 @@ class Config:
         """All declared sections and their dataclasses."""
         return types.MappingProxyType(self._types)
 
+    def replaced(self, section: str, values: Mapping[str, Any], *, source: str) -> Config:
+        """Return a configuration in which `values` replace those of a section; plugins have not declared theirs yet.
+
+        Values are as in TOML: strings for paths, lists for tuples.
+        """
+        raw = {**self._raw, section: {**self._raw.get(section, {}), **values}}
+        return Config(raw, source=f"{self._source} and {source}")
+
     def declare(self, section: str, cls: type) -> None:
         """Register and decode a section; raises ConfigurationError on a bad value."""
         value = self._raw.get(section, {})

@@ -23,6 +23,7 @@ from tuf.api.metadata import Metadata, Root, Targets
 from jobagent import entry
 from jobagent.central import bins, online, placing, rolefile
 from jobagent.central.adoption import delegated, verified
+from jobagent.central.audit import Finding, audit
 from jobagent.central.ceremony import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Ceremony, Waiting
 from jobagent.central.keys import KeyInfo, KeyStore
 from jobagent.central.online import Online, Validity
@@ -176,9 +177,11 @@ class Repository:
             if not paths:
                 raise UnknownPackage(f"{package} is not in the catalogue {self.directory}")
             for path in paths:
-                known = entry.decode(rolefile.entry_of(path, metadata.signed.targets[path]))
+                known = rolefile.package_of(path, metadata.signed.targets[path])
+                if known is None:
+                    raise ManagerError(f"entry {path} is malformed", remedy="jobagent catalogue check")
                 changed = dataclasses.replace(known, state=state, reason=reason)
-                metadata.signed.targets[path] = rolefile.target_of(entry.encode(changed))
+                metadata.signed.targets[path] = rolefile.target_of(rolefile.encoded(changed))
             return self._submit({role: metadata})
 
     # VOs
@@ -298,6 +301,10 @@ class Repository:
         """
         with self.shelf.lock():
             return self._gather(self._ceremony(), is_forced=is_forced, is_required=True)
+
+    def check(self, *, is_deep: bool = False) -> Iterator[Finding]:
+        """Yield everything that is wrong in the directory, and what will be soon."""
+        return audit(self.shelf, is_deep=is_deep, clock=self._clock)
 
     # Below the surface
 

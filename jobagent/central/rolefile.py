@@ -63,15 +63,20 @@ def keys_of(targets: Targets) -> Mapping[str, Key]:
 
 def add_package(role: Targets, package: Package) -> None:
     """Add the entry of a package; raises AlreadyPublished or UsageError."""
-    try:
-        signed = entry.encode(package)
-    except entry.EntryError as error:
-        raise UsageError(f"{package.id} cannot be published: {error}") from error
+    signed = encoded(package)
     if signed.path in role.targets:
         raise AlreadyPublished(
             f"{package.id} for {package.platform} is published already", remedy="give the change a new version"
         )
     role.targets[signed.path] = target_of(signed)
+
+
+def encoded(package: Package) -> entry.Entry:
+    """Return the entry of a package; raises UsageError where a field breaks the format."""
+    try:
+        return entry.encode(package)
+    except entry.EntryError as error:
+        raise UsageError(f"{package.id} cannot be published: {error}") from error
 
 
 def target_of(signed: entry.Entry) -> TargetFile:

@@ -1,0 +1,70 @@
+"""`jobagent list`: the packages of the catalogue."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import time
+from collections.abc import Iterator
+
+from jobagent.cli import reading
+from jobagent.contracts import Catalogue
+from jobagent.model import Package, PackageState, namespace_of, owner_of
+
+STYLES = {PackageState.RELEASED: "green", PackageState.WITHDRAWN: "yellow", PackageState.BANNED: "red"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("pattern", nargs="?", default="*", help="names to list, as in 'ROOT*'")
+    parser.add_argument("--vo", metavar="VO", help="only this VO: alice or VO_ALICE")
+    parser.add_argument("--platform", metavar="P", help="only for this platform")
+    parser.add_argument("--released", action="store_true", help="leave out what is withdrawn or banned")
+    reading.arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list."""
+    catalogue, _ = reading.open_catalogue(args)
+    packages = sorted(
+        (p for p in _packages(catalogue, args.vo, args.pattern) if args.platform in {None, p.platform}),
+        key=lambda p: (p.id.namespace, p.id.name.lower(), -p.published_s, p.id.version, p.platform),
+    )
+    if args.released:
+        packages = [p for p in packages if p.state is PackageState.RELEASED]
+    if args.json:
+        reading.print_json([reading.as_json(p) for p in packages])
+    elif packages:
+        _print_table(packages)
+    else:
+        print("no packages")
+    return 0
+
+
+def _packages(catalogue: Catalogue, vo: str | None, pattern: str) -> Iterator[Package]:
+    wanted = namespace_of(vo) if vo and vo.upper().startswith("VO_") else vo
+    for namespace in catalogue.namespaces():
+        if wanted in {None, namespace}:
+            for name in catalogue.names(namespace):
+                if fnmatch.fnmatchcase(name.lower(), pattern.lower()):
+                    yield from catalogue.versions(namespace, name)
+
+
+def _print_table(packages: list[Package]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("package", "platform", "published", "size", "state", "description", box=None, header_style="bold")
+    for package in packages:
+        state = f"[{STYLES[package.state]}]{package.state.value}[/]"
+        table.add_row(
+            f"{owner_of(package.id.namespace)}@{package.id.name}::{package.id.version}",
+            package.platform,
+            time.strftime("%Y-%m-%d", time.gmtime(package.published_s)),
+            reading.size(package.archive.size_bytes),
+            state + (f" ({escape(package.reason)})" if package.reason else ""),
+            escape(package.description),
+        )
+    console = Console()
+    console.print(table, soft_wrap=not console.is_terminal)
