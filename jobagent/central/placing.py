@@ -22,13 +22,15 @@ from jobagent.model import Blob, Package
 class Draft:
     """A package that is ready to be published: what will be signed, and the files that it names.
 
-    `archive` may be anywhere; it is linked or copied.  `objects` are the manifest, the SBOM and others by content.
+    `archive` may be anywhere; it is copied, or linked where it `is_ours`: nobody else will ever write to it.
+    `objects` are the manifest, the SBOM and others by content.
     """
 
     package: Package
     archive: Path
     torrent: bytes
     objects: tuple[bytes, ...] = ()
+    is_ours: bool = False
 
 
 def place(base: Path, draft: Draft) -> None:
@@ -74,10 +76,7 @@ def _place_archive(base: Path, draft: Draft) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mktemp(prefix=".", suffix=".tmp", dir=target.parent))
         try:
-            try:
-                os.link(draft.archive, temporary)
-            except OSError:  # another file system, or none with hard links
-                shutil.copyfile(draft.archive, temporary)
+            _bring(draft, temporary)
             if temporary.stat().st_size != archive.size_bytes or manifest.hash_file(temporary) != archive.sha256:
                 raise DigestMismatch(f"{draft.archive} is not what {draft.package.id} says: {archive.sha256[:16]}…")
             with open(temporary, "rb") as stream:
@@ -90,6 +89,14 @@ def _place_archive(base: Path, draft: Draft) -> None:
         durable.sync_directory(target.parent)
     elif target.stat().st_size != archive.size_bytes:
         raise ManagerError(f"{target} is damaged: {target.stat().st_size} bytes", remedy="remove it, publish again")
+
+
+def _bring(draft: Draft, target: Path) -> None:
+    if draft.is_ours:
+        with contextlib.suppress(OSError):  # another file system, or none with hard links
+            os.link(draft.archive, target)
+            return
+    shutil.copyfile(draft.archive, target)
 
 
 def _place_bytes(path: Path, content: bytes) -> None:

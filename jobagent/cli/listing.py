@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import sys
 import time
 from collections.abc import Iterator
 
 from jobagent.cli import reading
 from jobagent.contracts import Catalogue
-from jobagent.model import Package, PackageState, namespace_of, owner_of
+from jobagent.model import Package, PackageState, namespace_of
 
+WIDTH = 400  # columns of a file or pipe: nothing is folded there
 STYLES = {PackageState.RELEASED: "green", PackageState.WITHDRAWN: "yellow", PackageState.BANNED: "red"}
 
 
@@ -55,16 +57,17 @@ def _print_table(packages: list[Package]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("package", "platform", "published", "size", "state", "description", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in ("package", "platform", "published", "size", "state"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("description", overflow="fold")
     for package in packages:
-        state = f"[{STYLES[package.state]}]{package.state.value}[/]"
         table.add_row(
-            f"{owner_of(package.id.namespace)}@{package.id.name}::{package.id.version}",
+            escape(str(package.id)),
             package.platform,
             time.strftime("%Y-%m-%d", time.gmtime(package.published_s)),
             reading.size(package.archive.size_bytes),
-            state + (f" ({escape(package.reason)})" if package.reason else ""),
-            escape(package.description),
+            f"[{STYLES[package.state]}]{package.state.value}[/]",
+            escape(f"{package.description}{f' ({package.reason})' if package.reason else ''}"),
         )
-    console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)

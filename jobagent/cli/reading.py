@@ -50,7 +50,7 @@ def configured(args: argparse.Namespace) -> Config:
 
 
 def open_catalogue(args: argparse.Namespace) -> tuple[Catalogue, Config]:
-    """Return the client of the first catalogue and the configuration; warnings go to stderr.
+    """Return the client of the first catalogue, brought up to date, and the configuration.  Warnings go to stderr.
 
     Raises:
         ConfigurationError: No catalogue is configured, or wrongly.
@@ -65,6 +65,7 @@ def open_catalogue(args: argparse.Namespace) -> tuple[Catalogue, Config]:
         raise ConfigurationError(
             f"{config.source}: no catalogue is configured", remedy="give --catalogue URL --root FILE, or [catalogue]"
         )
+    catalogues[0].refresh(is_forced=True)
     return catalogues[0], config
 
 
