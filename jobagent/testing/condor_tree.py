@@ -27,7 +27,7 @@ FORMAT = 3  # of the tree; a change makes new trees
 APT_TIMEOUT_S = 300.0
 
 _PACKAGES = (
-    "condor", "libc6", "libstdc++6", "libgcc-s1", "libgomp1", "libssl3t64", "libsqlite3-0", "libuuid1", 
+    "condor", "libc6", "libstdc++6", "libgcc-s1", "libgomp1", "libssl3t64", "libsqlite3-0", "libuuid1",
     "libpcre2-8-0", "libexpat1", "zlib1g", "libzstd1",
 )  # fmt: skip
 _DLOPENED = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2", "libgcc_s.so.1")  # named by no program

@@ -66,6 +66,11 @@ class Instance:
         }
 
     @property
+    def address(self) -> str:
+        """The loopback address that is this machine's own."""
+        return self._settings["NETWORK_INTERFACE"]
+
+    @property
     def is_root(self) -> bool:
         """Whether its master runs as root."""
         return self.account.uid == 0

@@ -6,38 +6,41 @@ Jobs run as other users than the developer, whose interpreter and checkout often
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import stat
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import jobagent
+from jobagent.condor import doctor
 
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3"}
 _PATCH_TIMEOUT_S = 30.0
 
 
-def readable(directory: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python and the directory that holds its package `jobagent`."""
+
+    program: Path
+    code: Path
+
+
+def readable(directory: Path) -> Interpreter:
     """Return an interpreter that imports `jobagent` and all its plugins for any user.
 
     A copy goes to `directory`, which must be readable itself and not exist yet.
     """
     packages = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    needed = [Path(sys.executable).resolve(), *packages, *_own_packages()]
-    if all(map(is_open, needed)):
-        return Path(sys.executable)
-    return _copy(directory)
-
-
-def is_open(path: Path) -> bool:
-    """Whether everybody may read `path` and pass through all its parents."""
-    resolved = path.resolve()
-    return bool(resolved.stat().st_mode & stat.S_IROTH) and all(
-        parent.stat().st_mode & stat.S_IXOTH for parent in resolved.parents
-    )
+    needed = [Path(sys.executable), *packages, *_own_packages()]
+    if any(map(doctor.closed_part, needed)):
+        return _copy(directory)
+    return Interpreter(Path(sys.executable), Path(jobagent.__file__).parent.parent)
 
 
 def _own_packages() -> list[Path]:
@@ -46,7 +49,7 @@ def _own_packages() -> list[Path]:
     return [own, *sorted((own.parent / "plugins").glob("jobagent_*"))]
 
 
-def _copy(directory: Path) -> Path:
+def _copy(directory: Path) -> Interpreter:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     library = directory / "lib" / version
     _link_tree(Path(sysconfig.get_path("stdlib")), library, _LEFT_OUT)
@@ -58,6 +61,7 @@ def _copy(directory: Path) -> Path:
     for package in _own_packages():
         shutil.rmtree(site / package.name, ignore_errors=True)
         shutil.copytree(package, site / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(site / package.name, quiet=1)  # jobs' users cannot write what they compile
     program = directory / "bin" / version
     program.parent.mkdir()
     shutil.copy(Path(sys.executable).resolve(), program)
@@ -68,7 +72,7 @@ def _copy(directory: Path) -> Path:
         )
     for parent in (directory, *directory.glob("*"), library, site):
         parent.chmod(0o755)
-    return program
+    return Interpreter(program, site)
 
 
 def _link_tree(source: Path, target: Path, left_out: set[str]) -> None:

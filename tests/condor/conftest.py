@@ -13,6 +13,7 @@ import pytest
 from jobagent.errors import JobAgentError
 from jobagent.testing import accounts, condor_tree, interpreter
 from jobagent.testing.condor_tree import CondorTree
+from jobagent.testing.interpreter import Interpreter
 from jobagent.testing.pool import Pool
 
 
@@ -55,7 +56,7 @@ def tree(condor: Callable[[str], CondorTree]) -> CondorTree:
 
 
 @pytest.fixture(scope="session")
-def python(open_directory: Path) -> Path:
+def python(open_directory: Path) -> Interpreter:
     """An interpreter that the pool's user can run."""
     return interpreter.readable(open_directory / "python")
 

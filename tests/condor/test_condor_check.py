@@ -1,0 +1,148 @@
+"""What `jobagent condor check` says of good and of bad machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from jobagent.condor import doctor
+from jobagent.condor.configure import ACCESS_POINT, EXECUTION_POINT, Installation, plan, template, write
+from jobagent.condor.doctor import Disk, Facts, Level, Web
+from jobagent.condor.facts import parameters_of
+from jobagent.errors import ConfigurationError
+
+
+@pytest.fixture
+def healthy(tmp_path: Path) -> Facts:
+    """A machine where nothing is wrong, with real files."""
+    installation = Installation(
+        python=("/usr/bin/python3",),
+        code=Path("/usr/lib/jobagent"),
+        libexec=tmp_path / "libexec",
+        config_directory=tmp_path / "config.d",
+        socket=tmp_path / "node.sock",
+    )
+    write(plan(installation))
+    (tmp_path / "execute").mkdir()
+    for part in (tmp_path, tmp_path.parent):
+        part.chmod(0o755)
+    parameters = {
+        "DAEMON_LIST": "MASTER, STARTD JOBAGENT",
+        "STARTD_CRON_JOBLIST": "JOBAGENT",
+        "JOBAGENT_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(installation.libexec / "prepare"),
+        "JOBAGENT_LIBEXEC": str(installation.libexec),
+        "STARTER_DEFAULT_JOB_HOOK_KEYWORD": "JOBAGENT",
+        "FILETRANSFER_PLUGINS": str(installation.libexec / "transfer"),
+        "CHIRP_DELAYED_UPDATE_PREFIX": "Chirp*, JobAgent*",
+        "START": "(true) && (MY.JobAgentReady =?= true)",
+        "EXECUTE": str(tmp_path / "execute"),
+        "CONDOR_IDS": f"{os.geteuid()}.{os.getegid()}",
+        "SEC_DEFAULT_AUTHENTICATION_METHODS": "FS, IDTOKENS",
+    }
+    return Facts(
+        parameters=parameters,
+        version="25.14.1",
+        bindings="25.14.1",
+        is_root=True,
+        socket_mode=0o666,
+        status={"ready": True, "packages": [], "protection": "uid", "root": "/c"},
+        disks=(Disk("cache", Path("/c"), 1 << 40, 10**7),),
+        webs=(Web("catalogue", "http://c/metadata/timestamp.json", clock_offset_s=2.0),),
+    )
+
+
+def changed(facts: Facts, **parameters: str) -> Facts:
+    return dataclasses.replace(facts, parameters={**facts.parameters, **parameters})
+
+
+def complaints(facts: Facts) -> list[tuple[str, Level]]:
+    found = doctor.examine(facts)
+    assert all(f.remedy for f in found if f.level is not Level.OK), "a complaint without a remedy"
+    return [(f.check, f.level) for f in found if f.level is not Level.OK]
+
+
+def test_a_healthy_machine_gets_no_complaint(healthy: Facts) -> None:
+    assert complaints(healthy) == []
+
+
+def test_no_htcondor_at_all_is_one_error_and_stops_no_other_check(healthy: Facts) -> None:
+    bare = dataclasses.replace(healthy, parameters={}, version="", condor_error="no condor_config_val in PATH")
+    assert complaints(bare) == [("HTCondor", Level.ERROR)]
+    assert "disk" in {finding.check for finding in doctor.examine(bare)}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"DAEMON_LIST": "MASTER, STARTD"}, ("settings", Level.ERROR)),
+        ({"START": "true"}, ("settings", Level.ERROR)),
+        ({"CHIRP_DELAYED_UPDATE_PREFIX": "Chirp*"}, ("settings", Level.ERROR)),
+        ({"JOBAGENT_HOOK_JOB_EXIT": "/x"}, ("settings", Level.ERROR)),
+        ({"EXECUTE": "/nowhere"}, ("EXECUTE", Level.ERROR)),
+        ({"CONDOR_IDS": "4711.4711"}, ("EXECUTE", Level.ERROR)),
+        ({"SEC_CLIENT_AUTHENTICATION_METHODS": "CLAIMTOBE"}, ("security", Level.WARNING)),
+    ],
+)
+def test_each_wrong_setting_is_named(
+    healthy: Facts, parameters: dict[str, str], complaint: tuple[str, Level]
+) -> None:
+    assert complaints(changed(healthy, **parameters)) == [complaint]
+
+
+def test_a_transfer_plugin_that_does_not_exist_is_named(healthy: Facts) -> None:
+    ours = healthy.parameters["FILETRANSFER_PLUGINS"]
+    assert complaints(changed(healthy, FILETRANSFER_PLUGINS=f"/gone/curl_plugin, {ours}")) == [
+        ("transfer plugins", Level.WARNING)
+    ]
+
+
+def test_programs_that_jobs_could_change_are_an_error(healthy: Facts) -> None:
+    Path(healthy.parameters["JOBAGENT_LIBEXEC"]).chmod(0o777)
+    assert ("programs", Level.ERROR) in complaints(healthy)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": "10.0.9", "bindings": "10.0.9"}, ("HTCondor", Level.WARNING)),
+        ({"bindings": "25.14.1", "version": "23.9.6"}, ("bindings", Level.WARNING)),
+        ({"socket_mode": 0o600}, ("security", Level.ERROR)),
+        ({"status": None, "service_error": "no answer"}, ("node service", Level.ERROR)),
+        ({"port_error": "all taken"}, ("ports", Level.WARNING)),
+        ({"closed_to_jobs": "/root"}, ("programs", Level.ERROR)),
+        ({"disks": (Disk("EXECUTE", Path("/e"), 1 << 20, 10**7),)}, ("disk", Level.WARNING)),
+        ({"webs": (Web("catalogue", "u", reason="refused"),)}, ("catalogue", Level.ERROR)),
+        ({"webs": (Web("tracker", "u", reason="refused", is_optional=True),)}, ("tracker", Level.WARNING)),
+        ({"webs": (Web("catalogue", "u", clock_offset_s=-300.0),)}, ("clock", Level.WARNING)),
+        ({"webs": (Web("catalogue", "u", clock_offset_s=172800.0),)}, ("clock", Level.ERROR)),
+    ],
+)
+def test_each_fault_of_the_machine_is_named(
+    healthy: Facts, change: dict[str, object], complaint: tuple[str, Level]
+) -> None:
+    assert complaints(dataclasses.replace(healthy, **change)) == [complaint]
+
+
+def test_an_unknown_role_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="execution-point, access-point"):
+        plan(Installation((), tmp_path, tmp_path, tmp_path, tmp_path), ["worker"])
+
+
+@pytest.mark.parametrize("role", [EXECUTION_POINT, ACCESS_POINT])
+def test_the_settings_name_no_path_of_any_machine(role: str) -> None:
+    lines = [line for line in template(role).splitlines() if not line.startswith("#")]
+    assert not [line for line in lines if "= /" in line]
+
+
+def test_planning_writes_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "new"
+    assert plan(Installation(("python3",), directory, directory, directory, directory / "s"))
+    assert not directory.exists()
+
+
+def test_a_dump_of_parameters_is_read() -> None:
+    dump = "# Configuration from machine x\nA = 1\nlower = a = b\nEMPTY = \n"
+    assert parameters_of(dump) == {"A": "1", "LOWER": "a = b", "EMPTY": ""}
