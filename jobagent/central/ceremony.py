@@ -108,12 +108,18 @@ class Ceremony:
         return None
 
     def submit(self, changes: Mapping[str, AnyMetadata]) -> list[Waiting]:
-        """Put changed roles up for signature, sign what the keys at hand can, and return what still waits."""
+        """Put changed roles up for signature, sign what the keys at hand can, and return what still waits.
+
+        Raises:
+            ManagerError: No key at hand may sign any of it; nothing is kept then.
+        """
         for role, metadata in changes.items():
             metadata.signatures.clear()
             self._pending[role] = metadata
+        if not sum(self._add_signatures(role, metadata) for role, metadata in changes.items()):
+            where = f"{self._keys.directory} holds" if self._keys is not None else "without --keys there is"
+            raise ManagerError(f"{where} no key that may sign {', '.join(sorted(changes))}")
         for role, metadata in changes.items():
-            self._add_signatures(role, metadata)
             self._shelf.put_pending(role, metadata)
         self._move_complete()
         return self.waiting()

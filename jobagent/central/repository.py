@@ -201,8 +201,10 @@ class Repository:
                 raise UsageError(f"VO {namespace} exists", remedy="jobagent vo rotate changes its keys")
             rolefile.delegate(targets.signed, namespace, keys, threshold)
             version = max(self.shelf.versions().get(namespace, [0])) + 1
-            role = Metadata(Targets(version=version, expires=self._expiry(namespace)))
-            return self._submit({TARGETS: targets, namespace: role})
+            changes: dict[str, AnyMetadata] = {TARGETS: targets}
+            if self._keys is not None and self._keys.signers([key.keyid for key in keys]):
+                changes[namespace] = Metadata(Targets(version=version, expires=self._expiry(namespace)))
+            return self._submit(changes)
 
     def rotate_vo(self, namespace: str, keys: Sequence[Key], threshold: int | None = None) -> Signed:
         """Replace the keys of a VO; its packages are signed anew, by the new keys."""
@@ -282,7 +284,7 @@ class Repository:
         with self.shelf.lock():
             ceremony = self._ceremony()
             ceremony.sign(roles)
-            return self._gather(ceremony)
+            return self._gather(ceremony, roles or tuple(ceremony.pending))
 
     def discard(self, role: str) -> None:
         """Give up a change that waits for signatures."""
@@ -317,13 +319,16 @@ class Repository:
     def _submit(self, changes: Mapping[str, AnyMetadata]) -> Signed:
         ceremony = self._ceremony()
         ceremony.submit(changes)
-        return self._gather(ceremony)
+        return self._gather(ceremony, tuple(changes))
 
-    def _gather(self, ceremony: Ceremony, *, is_forced: bool = False, is_required: bool = False) -> Signed:
+    def _gather(
+        self, ceremony: Ceremony, roles: Sequence[str] = (), *, is_forced: bool = False, is_required: bool = False
+    ) -> Signed:
         work = Online(self.shelf, self._keys, validity=self._validity, clock=self._clock)
         gathered = work.gather(ceremony, is_forced=is_forced, is_required=is_required)
         waiting = tuple(Ceremony(self.shelf, None).waiting())
-        return Signed(waiting, gathered.is_published and not waiting, tuple(gathered.notes))
+        is_waiting = any(item.role in roles for item in waiting)
+        return Signed(waiting, gathered.is_published and not is_waiting, tuple(gathered.notes))
 
     def _open(self, ceremony: Ceremony, role: str) -> Metadata[Targets]:
         """Return the next version of a role, to be changed: of what waits for signatures, or of the newest."""

@@ -21,6 +21,7 @@ from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
 from jobagent_catalogue import web
+from jobagent_catalogue.receipt import TOP_LEVEL
 
 LIMITS = UpdaterConfig(
     max_root_rotations=256,
@@ -30,7 +31,6 @@ LIMITS = UpdaterConfig(
     targets_max_length=5_000_000,
     prefix_targets_with_hash=False,
 )
-TOP_LEVEL = ("root", "timestamp", "snapshot", "targets")
 
 
 class Refused(Exception):

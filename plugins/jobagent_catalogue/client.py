@@ -13,12 +13,11 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobagent.plugin import (
     Archive,
     Blob,
-    CatalogueExpired,
     CatalogueUnreachable,
     ConfigurationError,
     DigestMismatch,
@@ -41,6 +40,15 @@ NEGATIVE_AGE_S = 2.0  # a "no such package" that is older than this is checked w
 LOOKUP_AGE_S = 5.0  # look-ups after a refresh belong to it, however short the refresh interval is
 
 
+LOOKUP_ATTEMPTS = 4
+
+T = TypeVar("T")
+
+
+class _StateChanged(Exception):
+    """What is kept is not what the receipt in hand is about: another process was here, or a file is damaged."""
+
+
 class SignedCatalogue:
     """A catalogue on one or several mirrors.  Thread-safe; processes may share `state`."""
 
@@ -60,6 +68,7 @@ class SignedCatalogue:
         self._lock = threading.RLock()
         self._receipt: Receipt | None = None
         self._roles: dict[str, Role] = {}
+        self._warned: set[str] = set()
         self._anchor: bytes | None = None
         self._mirrors = tuple(_checked_url(url) for url in settings.urls)
 
@@ -79,20 +88,20 @@ class SignedCatalogue:
             receipt = self._fresh_receipt(is_forced=is_forced)
             return Freshness(
                 version=receipt.version,
-                expires_s=min(receipt.expires[role] for role in ("root", "timestamp", "snapshot", "targets")),
+                expires_s=receipt.expires_s,
                 source=receipt.source,
                 is_stale=receipt.is_stale,
             )
 
     def namespaces(self) -> Sequence[str]:
         """All VOs of the catalogue."""
-        with self._lock:
-            return sorted(self._top().delegations)
+        return self._look_up(lambda: sorted(self._top().delegations))
 
     def names(self, namespace: str) -> Sequence[str]:
         """All package names of a VO; loads all of its roles."""
-        with self._lock:
-            return sorted({name for role in self._roles_of(namespace) for name in role.names(namespace)})
+        return self._look_up(
+            lambda: sorted({name for role in self._roles_of(namespace) for name in role.names(namespace)})
+        )
 
     def versions(self, namespace: str, name: str) -> Sequence[Package]:
         """All versions of a package; loads only the role that may hold them."""
@@ -101,10 +110,10 @@ class SignedCatalogue:
         except entry.EntryError:
             return ()
         with self._lock:
-            found = self._versions(namespace, prefix)
+            found = self._look_up(lambda: self._versions(namespace, prefix))
             if not found and self._clock() - self._current().checked_s > NEGATIVE_AGE_S:
                 self._fresh_receipt(is_forced=True)
-                found = self._versions(namespace, prefix)
+                found = self._look_up(lambda: self._versions(namespace, prefix))
             return found
 
     def torrent(self, archive: Archive) -> bytes:
@@ -146,6 +155,21 @@ class SignedCatalogue:
 
     # Roles
 
+    def _look_up(self, look: Callable[[], T]) -> T:
+        """Return what `look` finds in one state of the catalogue, starting anew where the state changes under it."""
+        with self._lock:
+            for attempt in range(LOOKUP_ATTEMPTS):
+                try:
+                    return look()
+                except _StateChanged:
+                    self._receipt = None
+                    self._roles.clear()
+                    if attempt:  # not another process, then: a kept file is damaged, which a refresh heals
+                        self._fresh_receipt(is_forced=True)
+            raise CatalogueUnreachable(
+                f"the kept metadata in {self._directory()} change while they are read", remedy="remove that directory"
+            )
+
     def _versions(self, namespace: str, prefix: str) -> list[Package]:
         entries = [e for role in self._roles_of(namespace, path=prefix + "0/0") for e in role.entries(prefix)]
         return [package for path, target in entries if (package := self._decode(path, target)) is not None]
@@ -159,7 +183,9 @@ class SignedCatalogue:
         try:
             return entry.decode(signed)
         except entry.EntryError as error:
-            self._events.emit("warning", message=f"entry {path} of the catalogue is left out: {error}")
+            if path not in self._warned:
+                self._warned.add(path)
+                self._warn(f"entry {path} of the catalogue is left out: {error}")
             return None
 
     def _roles_of(self, namespace: str, path: str = "") -> Iterator[Role]:
@@ -180,10 +206,7 @@ class SignedCatalogue:
         if "targets" not in self._roles:
             data = receipts.read_verified(self._directory(), "metadata/targets.json", receipt)
             if data is None:
-                receipt = self._fresh_receipt(is_forced=True)
-                data = receipts.read_verified(self._directory(), "metadata/targets.json", receipt)
-            if data is None:
-                raise CatalogueUnreachable(f"the cached metadata in {self._directory()} change while they are read")
+                raise _StateChanged
             self._roles["targets"] = Role.parse(data)
         return self._roles["targets"]
 
@@ -192,26 +215,27 @@ class SignedCatalogue:
         receipt = self._current()
         if role not in receipt.versions:
             return None
-        if role not in self._roles:
+        if role not in self._roles or not self._is_valid(receipt, role):
             data = receipts.read_verified(self._directory(), f"roles/{role}.json", receipt)
-            self._roles[role] = Role.parse(data or self._load_role(role, above, receipt))
+            if data is None or not self._is_valid(receipt, role):
+                data = self._load_role(role, above, receipt)
+            self._roles[role] = Role.parse(data)
         return self._roles[role]
 
     def _load_role(self, role: str, above: str, receipt: Receipt) -> bytes:
         from jobagent_catalogue import loading
 
         path = f"metadata/{above}.json" if above == "targets" else f"roles/{above}.json"
-        delegator = receipts.read_verified(self._directory(), path, receipt)
-        if delegator is None:
-            raise CatalogueUnreachable(f"{path} in {self._directory()} changed since it was verified")
         with self._state_lock():
+            latest = receipts.load(self._directory())
+            delegator = receipts.read_verified(self._directory(), path, receipt)
+            if delegator is None or latest is None or latest.version != receipt.version:
+                raise _StateChanged
             data, expires_s = loading.load_role(
                 self._loader(), delegator, role, version=receipt.versions[role], preferred=receipt.source
             )
             receipts.replace(self._directory() / f"roles/{role}.json", data)
-            latest = receipts.load(self._directory())
-            base = latest if latest is not None and latest.version == receipt.version else receipt
-            self._receipt = base.with_file(f"roles/{role}.json", data, role, expires_s)
+            self._receipt = latest.with_file(f"roles/{role}.json", data, role, expires_s)
             receipts.save(self._directory(), self._receipt)
         return data
 
@@ -239,30 +263,23 @@ class SignedCatalogue:
     def _ask_mirrors(self, kept: Receipt | None) -> Receipt:
         from jobagent_catalogue import loading
 
-        try:
-            receipt = loading.update(self._loader(), kept)
-        except CatalogueExpired:
-            if not self._may_use_expired(kept):
-                raise
-            assert kept is not None  # see _may_use_expired
-            self._warn(f"the catalogue expired, and is used for at most {self._settings.grace_s:g} s more")
-            receipt = loading.stale(kept, self._clock())
+        receipt = loading.update(self._loader(), kept)
         receipts.save(self._directory(), receipt)
         return receipt
-
-    def _may_use_expired(self, kept: Receipt | None) -> bool:
-        """Whether the site's grace covers what is kept: only where no mirror answered at all."""
-        if kept is None or not self._settings.grace_s or self._web.clock_reading is not None:
-            return False
-        return self._clock() < min(kept.expires.values(), default=0.0) + self._settings.grace_s
 
     def _is_young(self, receipt: Receipt, at_least_s: float = 0.0) -> bool:
         now_s = self._clock()
         age_s = now_s - receipt.checked_s
         if not 0 <= age_s < max(self._settings.refresh_interval_s, at_least_s):
             return False
-        grace_s = self._settings.grace_s if receipt.is_stale else 0.0
-        return now_s < min(receipt.expires.values(), default=0.0) + grace_s
+        return now_s < receipt.expires_s + self._grace_s(receipt)
+
+    def _is_valid(self, receipt: Receipt, role: str) -> bool:
+        return self._clock() < receipt.expires.get(role, 0.0) + self._grace_s(receipt)
+
+    def _grace_s(self, receipt: Receipt) -> float:
+        """The site's grace is for the time when no mirror answers, and not for one that serves what has expired."""
+        return self._settings.grace_s if receipt.is_stale else 0.0
 
     def _take(self, receipt: Receipt) -> Receipt:
         if self._receipt is None or self._receipt.files != receipt.files:

@@ -134,7 +134,13 @@ def _own_copy(loader: Loader, kept: Receipt | None, failures: list[JobAgentError
     try:
         top = chain.update(metadata, metadata.as_uri() + "/", loader.anchor, fetcher)
     except ExpiredMetadataError as error:
-        raise _expired(loader, "no mirror answers and", chain.expired_role(fetcher, metadata, str(error))) from error
+        grace_s = loader.settings.grace_s
+        if kept is not None and loader.clock() < kept.expires_s + grace_s:
+            loader.warn(f"no mirror answers and the catalogue expired: it is used for {grace_s:g} s after that")
+            return stale(kept, loader.clock())
+        raise _expired(
+            loader, "(own copy, no mirror answers)", chain.expired_role(fetcher, metadata, str(error))
+        ) from error
     except (DownloadError, RepositoryError):
         raise failures[0] from None  # nothing valid is kept
     loader.warn(f"no mirror of the catalogue answers, what is kept is used: {failures[0].cause_line}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FORMAT = 1
+TOP_LEVEL = ("root", "timestamp", "snapshot", "targets")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -42,6 +43,11 @@ class Receipt:
     def is_stale(self) -> bool:
         """Whether the last attempt to ask a mirror failed."""
         return self.checked_s > self.verified_s
+
+    @property
+    def expires_s(self) -> float:
+        """When the first of the top-level roles expires."""
+        return min(self.expires.get(role, 0.0) for role in TOP_LEVEL)
 
     def with_file(self, path: str, data: bytes, role: str, expires_s: float) -> Receipt:
         """Return the receipt with one more verified file."""

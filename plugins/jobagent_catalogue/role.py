@@ -61,7 +61,7 @@ class Role:
         return False
 
     def bins(self, namespace: str, path: str) -> Iterator[str]:
-        """Yield the bins of a namespace role, or the one for `path`; other names that it delegates to do not count."""
+        """Yield the bins of a namespace role, or the one for `path`; it may delegate to no other role."""
         for name in self.delegations:
             if name.startswith(namespace + SEPARATOR) and (not path or self.delegates(name, path)):
                 yield name
