@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import signal
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from jobagent.central.torrents import create
+from jobagent.job import data
 from jobagent.model import PackageId
 from jobagent.node import client, wire
 from jobagent.node.client import ServiceError
@@ -316,3 +319,49 @@ def test_packages_of_the_same_content_for_two_vos_are_one_on_disk_under_two_name
         names = field.ask("status")["packages"]
         assert str(PackageId("other", "Hello", "1")) in names  # type: ignore[operator]
         assert len(field.fetches()) == 2
+
+
+def offer(field: Field, content: bytes, *, name: str = "events.root") -> tuple[str, str]:
+    """Make a torrent of a file that the field's transport delivers; return it as base64, and the cache's key."""
+    source = field.directory / name
+    source.write_bytes(content)
+    made = create(source, name)
+    key = data.key_of(made.infohash_v2)
+    source.rename(field.directory / "archives" / key)
+    return base64.b64encode(made.data).decode(), key
+
+
+def test_any_file_with_a_torrent_comes_through_the_cache(field: Field) -> None:
+    content = os.urandom(100_000)
+    torrent, key = offer(field, content)
+    with field.service():
+        for job in ("1.0", "2.0"):
+            answer = field.ask("fetch", torrent=torrent, url="torrent://host/x/events.root.torrent", job_id=job)
+            tree = Path(answer["packages"][0]["tree"])  # type: ignore[index]
+            assert [p.name for p in tree.iterdir()] == ["events.root"]
+            assert (tree / "events.root").read_bytes() == content
+            assert field.ask("release", id=answer["id"])["released"] == 1
+        assert field.fetches() == [key]
+
+
+@pytest.mark.parametrize("size", [1, data.BLOCK_BYTES, data.BLOCK_BYTES + 1, 5 * data.BLOCK_BYTES + 7])
+def test_the_root_hash_is_that_of_the_torrent(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(size))
+    assert data.root_of(tmp_path / "file") == data.read(create(tmp_path / "file", "file").data).root
+
+
+def test_a_file_that_is_not_what_its_torrent_describes_is_refused(field: Field) -> None:
+    torrent, key = offer(field, os.urandom(100_000))
+    (field.directory / "archives" / key).write_bytes(os.urandom(100_000))
+    with field.service():
+        with pytest.raises(ServiceError) as caught:
+            field.ask("fetch", torrent=torrent)
+        assert caught.value.kind == "DigestMismatch" and not caught.value.is_retryable
+        assert field.ask("list")["entries"] == []
+
+
+@pytest.mark.parametrize("torrent", ["", "%%%", "ZGU=", base64.b64encode(os.urandom(100)).decode()])
+def test_what_is_no_torrent_is_refused_in_one_line(field: Field, torrent: str) -> None:
+    with field.service(), pytest.raises(ServiceError) as caught:
+        field.ask("fetch", torrent=torrent)
+    assert caught.value.kind in ("HostileArchive", "UsageError") and "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobagent.contracts import Cache, Catalogue, ManagedCache
 from jobagent.errors import JobAgentError
+from jobagent.job import data
 from jobagent.job.kit import Kit
 from jobagent.model import Package, PackageState
 
@@ -98,8 +99,6 @@ def seed_all(kit: Kit) -> None:
         if archive is None:
             continue
         try:
-            torrent = kit.catalogue.torrent(installed.package.archive)
-            for seeder in kit.seeders:
-                seeder.seed(installed.package, archive, torrent)
-        except JobAgentError as error:
+            data.seed(installed.package, archive, kit)
+        except (JobAgentError, OSError) as error:
             log.warning("cannot seed %s: %s", installed.package.id, error)

@@ -6,6 +6,8 @@ is for people and for the machine ad.
 
 from __future__ import annotations
 
+import base64
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,18 +15,20 @@ from typing import Any
 
 from jobagent import __version__
 from jobagent.config import JobSettings
-from jobagent.contracts import Cache, CacheEntry, Lease, ManagedCache
+from jobagent.contracts import Cache, CacheEntry, Holder, Lease, ManagedCache
 from jobagent.errors import ConfigurationError, JobAgentError, JobSyntaxError, SiteError, UsageError
-from jobagent.job import environment, requirements
+from jobagent.job import data, environment, requirements
 from jobagent.job.kit import Kit
 from jobagent.job.prepare import Prepared, prepare
-from jobagent.model import Job, PackageSpec, Requirement
+from jobagent.model import Job, PackageSpec, Plan, Requirement
 from jobagent.node.currentness import CurrentCatalogue
 from jobagent.node.health import Health
 from jobagent.node.holdings import Holdings
 from jobagent.node.request import Arguments, Request
 from jobagent.node.showing import shown
 from jobagent.node.wire import MAX_REQUEST_BYTES
+
+log = logging.getLogger("jobagent.node")
 
 Answer = dict[str, Any]
 Operation = Callable[[Request], Answer]
@@ -46,6 +50,7 @@ class Operations:
             "hello": self.hello,
             "status": self.status,
             "prepare": self.prepare,
+            "fetch": self.fetch,
             "release": self.release,
             "list": self.list,
             "du": self.usage,
@@ -71,15 +76,8 @@ class Operations:
             self._health.failed(error)
             raise
         self._health.succeeded()
-        holding = self._holdings.add(holder, prepared.leases)
-        if holding is None or request.cancelled.is_set():
-            if holding is not None:
-                self._holdings.release(holding.id)
-            raise SiteError(f"holder {holder.pid} ended while its packages were prepared")
-        answer = self._prepared(prepared) | {
-            "id": holding.id,
-            "warnings": [*(job.warnings if job else ()), *warnings],
-        }
+        answer = self._hold(request, holder, prepared)
+        answer["warnings"] = [*(job.warnings if job else ()), *warnings]
         base = arguments.mapping("environment")
         if base is not None:
             made = environment.payload_environment(
@@ -87,6 +85,30 @@ class Operations:
             )
             answer["environment"] = dict(made.variables)
         return answer
+
+    def fetch(self, request: Request) -> Answer:
+        """Get one file by its torrent (`torrent`, base64; `url` tells where that came from), and hold it."""
+        arguments = request.arguments
+        holder = request.peer.holder(arguments.number("holder"), arguments.text("job_id", limit=200))
+        try:
+            torrent = base64.b64decode(arguments.text("torrent", limit=MAX_REQUEST_BYTES), validate=True)
+        except ValueError as error:
+            raise UsageError("argument torrent must be base64") from error
+        wanted = data.read(torrent, arguments.text("url"))
+        start = time.monotonic()
+        deadline = start + self._kit.config.get(JobSettings).fetch_timeout_s
+        with shown(request.lines, self._kit.events) as (events, _):
+            events.emit("plan.made", digests=wanted.package.key)
+            kit = replace(self._kit, cancelled=request.cancelled, events=events)
+            build = data.DataBuild(wanted, kit, deadline=deadline)
+            lease = kit.cache.acquire(wanted.package, holder, build, cancelled=request.cancelled)
+        prepared = Prepared(Plan((wanted.package,), ()), (lease,), (), None, time.monotonic() - start)
+        if lease.installed.archive is not None:
+            try:
+                data.seed(wanted.package, lease.installed.archive, self._kit)
+            except (JobAgentError, OSError) as error:
+                log.warning("cannot seed %s: %s", wanted.package.archive.file_name, error)
+        return self._hold(request, holder, prepared)
 
     def release(self, request: Request) -> Answer:
         """End a holding, by the id that `prepare` gave or by the job's id."""
@@ -177,6 +199,15 @@ class Operations:
         return {"ok": True}
 
     # --- parts
+
+    def _hold(self, request: Request, holder: Holder, prepared: Prepared) -> Answer:
+        """Hold what was prepared for whoever asked, if he is still there."""
+        holding = self._holdings.add(holder, prepared.leases)
+        if holding is None or request.cancelled.is_set():
+            if holding is not None:
+                self._holdings.release(holding.id)
+            raise SiteError(f"the holder or client of job {holder.job_id} ended while its packages were prepared")
+        return self._prepared(prepared) | {"id": holding.id}
 
     def _requirement(self, arguments: Arguments) -> tuple[Job | None, Requirement]:
         kit = self._kit
