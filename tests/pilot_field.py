@@ -83,9 +83,9 @@ def drop(request: BaseHTTPRequestHandler) -> None:
 
 
 class Web:
-    """A web server (and HTTP proxy: it answers by path, whoever the host is) on a free port of loopback."""
+    """A web server (and HTTP proxy: it answers by path, whoever the host is) on a free port."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
         self.closing = threading.Event()
@@ -102,10 +102,10 @@ class Web:
             def log_message(self, *_: Any) -> None:
                 """Stay silent."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{address}:{self._server.server_port}"
 
     def close(self) -> None:
         """Stop."""

@@ -134,7 +134,7 @@ def _pack(tree: Path, archive: Path, decompressor: Path, sums: bytes, effort: in
         filters.insert(0, {"id": branch})
     with lzma.open(inner, "wb", filters=filters) as dense:
         _write_tar(dense, tree, [p for p in _members(tree) if p not in first])
-    with open(archive, "wb") as stream, gzip.GzipFile("", "wb", 9, stream, mtime=0) as packed:
+    with open(archive, "wb") as stream, gzip.GzipFile("", "wb", max(1, effort), stream, mtime=0) as packed:
 
         def add_rest(tar: tarfile.TarFile) -> None:
             for name, data, mode in (

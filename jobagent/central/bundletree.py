@@ -145,7 +145,11 @@ def _copy_standard_library(library: Path) -> None:
 
     def left_out(_: str, names: list[str]) -> set[str]:
         return {
-            n for n in names if n in _LEFT_OUT_OF_STDLIB or n.startswith("config-") or n.endswith((".so", ".exe"))
+            name
+            for name in names
+            if name in _LEFT_OUT_OF_STDLIB
+            or name.startswith(("config-", "_sysconfigdata"))  # how and where the interpreter was compiled
+            or name.endswith((".so", ".exe"))
         }
 
     shutil.copytree(source, library, ignore=left_out, dirs_exist_ok=True)
