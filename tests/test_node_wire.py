@@ -22,6 +22,7 @@ from jobagent.node.request import Arguments, Peer
 from jobagent.node.watcher import Watcher
 from jobagent.processes import start_ticks
 from jobagent.testing import accounts
+from tests.conftest import need
 from tests.node_field import Field
 
 json_values = st.recursive(
@@ -100,9 +101,13 @@ def test_a_client_that_sends_without_end_is_cut_off(field: Field) -> None:
         connection.settimeout(20)
         connection.connect(str(field.socket))
         chunk, sent = b"x" * (1 << 16), 0
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        try:
             while sent < 4 * wire.MAX_REQUEST_BYTES:
                 sent += connection.send(chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        else:
+            pytest.fail("the service read it all")
     assert client.ask(str(field.socket), "hello")["ok"]
 
 
@@ -147,6 +152,7 @@ def test_the_socket_is_for_its_user_alone_by_default(field: Field) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_other_users_may_prepare_but_not_manage(tmp_path: Path) -> None:
+    python = need("/usr/bin/python3")  # the one of this environment may be where other users cannot read
     directory = Path("/tmp") / f"jobagent-test-{os.getpid()}"
     field = Field(directory)
     try:
@@ -160,14 +166,12 @@ def test_other_users_may_prepare_but_not_manage(tmp_path: Path) -> None:
             "    except client.ServiceError as error: print(error)\n"
         )
         copy = directory / "lib"  # this checkout may be where other users cannot read
-        subprocess.run(["cp", "-r", str(Path(wire.__file__).parents[2] / "jobagent"), str(copy) + "/"], check=False)
-        copy.mkdir(exist_ok=True)
+        copy.mkdir()
         subprocess.run(["cp", "-r", str(Path(wire.__file__).parents[1]), str(copy)], check=True)
         with field.service():
             done = subprocess.run(
                 [
-                    "/usr/bin/env",
-                    "python3",
+                    python,
                     "-c",
                     program,
                     str(copy),
