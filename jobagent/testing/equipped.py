@@ -21,6 +21,7 @@ QUICK = """\
 JOBAGENT_PERIOD = 2s
 JOBAGENT_RETRY_S = 1
 """
+ACCESS_POINT_CONFIG = configure.template(configure.ACCESS_POINT)  # for the `central_config` of a pool
 
 
 @dataclass(frozen=True, slots=True)

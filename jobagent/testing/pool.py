@@ -38,7 +38,8 @@ class Pool:
     """A pool of whoever calls; a context manager.
 
     With `as_root` (the default for root) the daemons start as root and drop privileges, and jobs are submitted by an
-    unprivileged account; otherwise everything runs as one unprivileged account, `account` or oneself.
+    unprivileged account; otherwise everything runs as one unprivileged account, `account` or oneself.  `config` is
+    for every instance, `central_config` for the central one.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Pool:
         *,
         name: str = "pool.test",
         config: str = "",
+        central_config: str = "",
         execution_points: int = 1,
         account: Account | None = None,
         directory: Path | None = None,
@@ -60,6 +62,7 @@ class Pool:
         self.address = ""
         self.execution_points: list[Instance] = []
         self._config = config
+        self._central_config = f"{config}\n{central_config}"
         self._wanted_points = execution_points
         self._is_own_directory = directory is None
         self._sandboxes: dict[int, Path] = {}
@@ -254,7 +257,7 @@ class Pool:
             "TRUST_DOMAIN": self.name,
         }
         self.central = Instance(
-            self.tree, self.directory / "cm", settings=settings, config=self._config, account=self.account
+            self.tree, self.directory / "cm", settings=settings, config=self._central_config, account=self.account
         )
         self.central.write()
         self.central.start()
