@@ -5,6 +5,7 @@ Its start-up is on every job's path: no dataclasses, no typing, no argparse.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -85,7 +86,8 @@ def ask(
         )
     connection = _connect(path, timeout_s, wait_for_service_s)
     try:
-        connection.sendall(request)
+        with contextlib.suppress(BrokenPipeError):  # a service that refuses at once has answered before it reads
+            connection.sendall(request)
         with connection.makefile("rb") as lines:
             while True:
                 line = lines.readline(wire.MAX_LINE_BYTES)

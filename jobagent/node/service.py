@@ -37,7 +37,9 @@ from jobagent.node.watcher import Watcher
 log = logging.getLogger("jobagent.node")
 
 REQUEST_TIMEOUT_S = 10.0  # for a client to send its one line
-ALIVE_INTERVAL_S = 5.0  # a line at least so often while a client waits: a third of what clients endure
+DRAIN_TIMEOUT_S = 0.5  # and 1 MiB at most, for what a refused client still sends
+DRAIN_READS = 16
+ALIVE_INTERVAL_S = 5.0  # a line at least so often while a client waits: clients endure a minute of silence
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_OF_USER = 256
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7)
@@ -168,6 +170,8 @@ class NodeService:
                 lines.answer(answer)
             except OSError as error:
                 log.info("client %d went before its answer: %s", peer.pid, error)
+            if not answer["ok"]:
+                drain(connection)
 
     def _perform(self, operation: str, request: Request, connection: socket.socket) -> Answer:
         act = self._find(operation)
@@ -224,6 +228,16 @@ def read_line(connection: socket.socket) -> bytes:
             raise wire.WireError(f"request is longer than {wire.MAX_REQUEST_BYTES} bytes")
         if b"\n" in chunk:
             return b"".join(chunks).partition(b"\n")[0]
+
+
+def drain(connection: socket.socket) -> None:
+    """Read what a refused client still sends: closing over it would take our answer from it (ECONNRESET)."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(DRAIN_TIMEOUT_S)
+        for _ in range(DRAIN_READS):
+            if not connection.recv(1 << 16):
+                break
 
 
 @contextlib.contextmanager
