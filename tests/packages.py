@@ -8,7 +8,8 @@ from pathlib import Path
 from jobagent.central.pack import Packed
 from jobagent.contracts import ManifestEntry, Unpacker
 from jobagent.model import Archive, Blob, Package, PackageId, Tree
-from jobagent_archives import DataUnpacker, TarUnpacker
+from jobagent_archives.data import DataUnpacker
+from jobagent_archives.unpacking import TarUnpacker
 
 
 def package_of(packed: Packed, archive_format: str = "tar.zst", file_name: str = "a") -> Package:

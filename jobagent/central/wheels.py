@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from installer import install
-from installer.destinations import SchemeDictionaryDestination
-from installer.exceptions import InstallerError
-from installer.sources import WheelFile
 from packaging.metadata import Metadata
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -29,14 +24,12 @@ from jobagent.central import bytecode
 from jobagent.central.content import Content, assign, prepend
 from jobagent.central.provenance import Component, Origin
 from jobagent.central.relocatable import Report
+from jobagent.central.wheelfile import SITE_PACKAGES, unpack
 from jobagent.errors import PublishError
 from jobagent.model import EnvironmentChange, PackageSpec
 
-SITE_PACKAGES = f"lib/python{sysconfig.get_python_version()}/site-packages"
 DOWNLOAD_TIMEOUT_S = 1800.0
 MAX_LICENCE = 200  # characters: some wheels bring the whole text
-_PYTHON = "/usr/bin/python3"  # what installed scripts name first, replaced below
-_FOUND_ON_PATH = "/usr/bin/env python3"
 
 # What some wheels need to work outside a usual Python installation, by canonical name.
 KNOWN_NEEDS: Mapping[str, tuple[EnvironmentChange, ...]] = {
@@ -130,29 +123,6 @@ def exact_version(requirement: str) -> tuple[str, str] | None:
     parsed = _parse(requirement)
     pins = [s.version for s in parsed.specifier if s.operator == "==" and not s.version.endswith(".*")]
     return (canonicalize_name(parsed.name), pins[0]) if len(pins) == 1 else None
-
-
-def unpack(wheel: Path, tree: Path) -> None:
-    """Install a wheel below `tree`; raises PublishError where it is malformed or not what its RECORD says."""
-    scheme = {
-        "purelib": str(tree / SITE_PACKAGES),
-        "platlib": str(tree / SITE_PACKAGES),
-        "scripts": str(tree / "bin"),
-        "headers": str(tree / "include" / wheel.name.partition("-")[0]),
-        "data": str(tree),
-    }
-    destination = SchemeDictionaryDestination(scheme, interpreter=_PYTHON, script_kind="posix")
-    try:
-        with WheelFile.open(wheel) as source:
-            source.validate_record()
-            install(source=source, destination=destination, additional_metadata={"INSTALLER": b"jobagent\n"})
-    except (InstallerError, BadZipFile, ValueError, KeyError, OSError) as error:
-        raise PublishError(f"{wheel.name} cannot be installed: {error}") from error
-    for script in (tree / "bin").glob("*"):
-        data = script.read_bytes()
-        first = f"#!{_PYTHON}\n".encode()
-        if data.startswith(first):
-            script.write_bytes(f"#!{_FOUND_ON_PATH}\n".encode() + data[len(first) :])
 
 
 def licence_of(metadata: Metadata) -> str:

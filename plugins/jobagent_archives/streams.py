@@ -147,6 +147,15 @@ def _xz(stream: BinaryIO) -> Buffers:
         data = decompressor.unused_data or stream.read(_INPUT_BYTES)
 
 
-_DECODERS: Mapping[str, Callable[[BinaryIO], Buffers]] = {"tar.zst": _zst, "tar.gz": _gz, "tar.xz": _xz}
+def _plain(stream: BinaryIO) -> Buffers:
+    return iter(lambda: stream.read(_OUTPUT_BYTES), b"")
+
+
+_DECODERS: Mapping[str, Callable[[BinaryIO], Buffers]] = {
+    "tar": _plain,
+    "tar.zst": _zst,
+    "tar.gz": _gz,
+    "tar.xz": _xz,
+}
 _DAMAGE = (zstandard.ZstdError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError, MemoryError)
 FORMATS = frozenset(_DECODERS)
