@@ -49,8 +49,9 @@ class Expired(Exception):
 class Fetcher(FetcherInterface):
     """TUF's way to our `Web`; remembers what came last, so that a refusal can be explained."""
 
-    def __init__(self, source: web.Web) -> None:
+    def __init__(self, source: web.Web, *, max_bytes: int = LIMITS.targets_max_length) -> None:
         self._web = source
+        self._max_bytes = max_bytes
         self.last: dict[str, bytes] = {}
 
     def _fetch(self, url: str) -> Iterator[bytes]:
@@ -58,7 +59,7 @@ class Fetcher(FetcherInterface):
         name = role_of_url(url)
         received: list[bytes] = []
         try:
-            for chunk in self._web.chunks(url, max_bytes=LIMITS.targets_max_length):
+            for chunk in self._web.chunks(url, max_bytes=self._max_bytes):
                 received.append(chunk)
                 yield chunk
         except web.TooSlow as error:

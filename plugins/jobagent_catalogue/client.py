@@ -227,9 +227,9 @@ class SignedCatalogue:
 
         path = f"metadata/{above}.json" if above == "targets" else f"roles/{above}.json"
         with self._state_lock():
-            latest = receipts.load(self._directory())
+            latest = receipts.load(self._directory()) or receipt
             delegator = receipts.read_verified(self._directory(), path, receipt)
-            if delegator is None or latest is None or latest.version != receipt.version:
+            if delegator is None or latest.version != receipt.version:
                 raise _StateChanged
             data, expires_s = loading.load_role(
                 self._loader(), delegator, role, version=receipt.versions[role], preferred=receipt.source

@@ -129,23 +129,26 @@ def _ask(loader: Loader, mirror: str, kept: Receipt | None) -> Receipt:
 
 def _own_copy(loader: Loader, kept: Receipt | None, failures: list[JobAgentError]) -> Receipt:
     """Return what is kept, verified again, expiry included."""
+    if kept is not None and loader.clock() >= kept.expires_s:
+        return _expired_copy(loader, kept)
     metadata = loader.directory / "metadata"
-    fetcher = chain.Fetcher(loader.web)
     try:
-        top = chain.update(metadata, metadata.as_uri() + "/", loader.anchor, fetcher)
-    except ExpiredMetadataError as error:
-        grace_s = loader.settings.grace_s
-        if kept is not None and loader.clock() < kept.expires_s + grace_s:
-            loader.warn(f"no mirror answers and the catalogue expired: it is used for {grace_s:g} s after that")
-            return stale(kept, loader.clock())
-        raise _expired(
-            loader, "(own copy, no mirror answers)", chain.expired_role(fetcher, metadata, str(error))
-        ) from error
+        top = chain.update(metadata, metadata.as_uri() + "/", loader.anchor, chain.Fetcher(loader.web))
     except (DownloadError, RepositoryError):
         raise failures[0] from None  # nothing valid is kept
     loader.warn(f"no mirror of the catalogue answers, what is kept is used: {failures[0].cause_line}")
     receipt = _receipt(top, OWN_COPY, loader.clock(), kept)
     return stale(replace(receipt, verified_s=kept.verified_s if kept else 0.0), receipt.checked_s)
+
+
+def _expired_copy(loader: Loader, kept: Receipt) -> Receipt:
+    """Return what is kept although it expired, within the site's grace."""
+    grace_s = loader.settings.grace_s
+    if loader.clock() >= kept.expires_s + grace_s:
+        role = min(kept.expires, key=lambda name: kept.expires[name])
+        raise _expired(loader, "(own copy, no mirror answers)", chain.Expired(role, kept.expires[role]))
+    loader.warn(f"no mirror answers and the catalogue expired: it is used for {grace_s:g} s after that")
+    return stale(kept, loader.clock())
 
 
 def _receipt(top: chain.TopLevel, source: str, now_s: float, kept: Receipt | None) -> Receipt:
