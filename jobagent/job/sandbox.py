@@ -14,6 +14,8 @@ from pathlib import Path
 from jobagent.errors import ConfigurationError
 
 _PROBE_TIMEOUT_S = 5.0
+# Without dropping them, a payload of root's keeps the capability to remount the view read-write.
+_CONFINED = ("--unshare-pid", "--die-with-parent", "--cap-drop", "ALL")
 
 
 def find_bubblewrap() -> str:
@@ -21,7 +23,7 @@ def find_bubblewrap() -> str:
     program = shutil.which("bwrap")
     if program is None:
         return ""
-    probe = [program, "--dev-bind", "/", "/", "--unshare-pid", "--die-with-parent", "true"]
+    probe = [program, "--dev-bind", "/", "/", *_CONFINED, "true"]
     try:
         done = subprocess.run(probe, capture_output=True, timeout=_PROBE_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -51,5 +53,5 @@ def wrap(argv: Sequence[str], *, program: str, read_only: Sequence[Path], direct
     if not program:
         return tuple(argv)
     binds = [part for path in read_only for part in ("--ro-bind", str(path), str(path))]
-    view = ["--dev-bind", "/", "/", *binds, "--unshare-pid", "--die-with-parent", "--chdir", str(directory)]
+    view = ["--dev-bind", "/", "/", *binds, *_CONFINED, "--chdir", str(directory)]
     return (program, *view, "--", *argv)
