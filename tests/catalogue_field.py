@@ -98,7 +98,6 @@ class Server:
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1
 
     def __init__(self, owner: Server, *args: Any) -> None:
         self.owner = owner
