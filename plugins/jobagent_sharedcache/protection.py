@@ -27,7 +27,7 @@ def has_view() -> bool:
     if program is None:
         return False
     try:
-        probe = [program, "--ro-bind", "/", "/", "--unshare-pid", "--die-with-parent", "true"]
+        probe = [program, "--ro-bind", "/", "/", "--unshare-pid", "--cap-drop", "ALL", "true"]
         return subprocess.run(probe, capture_output=True, timeout=_PROBE_TIMEOUT_S, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
