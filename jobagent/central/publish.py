@@ -148,19 +148,29 @@ class Publisher:
     ) -> tuple[_ArchiveFile, tuple[ManifestEntry, ...]]:
         if content.is_data:
             data = _checked_data(content.path)
+            known = self._known_name(data.blob.sha256)
+            if known not in {"", data.name}:
+                raise PublishError(f"the catalogue has this data as {known}", remedy=f"publish it as {known}")
             only = ManifestEntry(data.name, "f", 0o644, data.blob.size_bytes, data.blob.sha256)
             return data, (only,)
-        name = f"{package_id.name}-{package_id.version}-{self._platform}.{pack.FORMAT}"
-        if not _FILE_NAME.fullmatch(name):
-            raise PublishError(f"archive name {name[:240]!r} is too long", remedy="choose a shorter name or version")
+        making = work / f"{package_id.name}.{pack.FORMAT}"
         task = f"pack {package_id}"
 
         def progress(done_bytes: int, total_bytes: int) -> None:
             self._events.emit("progress", task=task, done=done_bytes, total=total_bytes)
 
         with self._events.phase("pack", package=str(package_id)):
-            packed = pack.pack(content.path, work / name, level=self._level, progress=progress)
-        return _ArchiveFile(work / name, name, pack.FORMAT, packed.archive), packed.entries
+            packed = pack.pack(content.path, making, level=self._level, progress=progress)
+        # Named by content: two versions or VOs with the same bytes are one torrent, one swarm, one installation.
+        name = f"{package_id.name}-{packed.archive.sha256[:12]}.{pack.FORMAT}"
+        path = making.rename(work / name)
+        return _ArchiveFile(
+            path, self._known_name(packed.archive.sha256) or name, pack.FORMAT, packed.archive
+        ), packed.entries
+
+    def _known_name(self, sha256: str) -> str:
+        """The file name under which the catalogue has an archive already, if it has it."""
+        return next((p.archive.file_name for p in self._repository.packages() if p.key == sha256), "")
 
     def _id(self, edition: Edition) -> PackageId:
         try:
