@@ -62,6 +62,13 @@ def test_one_keeper_runs_payload_and_validation_in_turn(keeper, tmp_path):
     assert run(keeper, shell("exit 0", tmp_path)).is_success
 
 
+def test_an_end_that_comes_with_the_start_is_not_missed(keeper, tmp_path):
+    for _ in range(50):  # /bin/true may end before the agent has read that it started
+        keeper.start(Command(("/bin/true",), ENVIRONMENT, tmp_path))
+        time.sleep(0.01)
+        assert keeper.wait(5.0) is not None
+
+
 def test_a_missing_program_is_refused_with_its_name(keeper, tmp_path):
     with pytest.raises(PayloadNotRunnable, match=r"/no/such: No such file"):
         run(keeper, Command(("/no/such",), ENVIRONMENT, tmp_path))

@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "node": ("node", "run the node service of a worker node"),
     "cache": ("cache", "look at and manage the cache of this node"),
     "condor": ("condor", "configure and check HTCondor on this machine"),
+    "glidein": ("glidein", "turn a batch slot into a slot of a pool; what pilots start"),
     "pilots": ("pilots", "submit and watch pilots through compute elements"),
     "bundle": ("bundle", "build the bundle that pilots bring to worker nodes"),
     "plugins": ("plugins", "list plugins with state and hooks"),
@@ -82,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     logging.basicConfig(level=levels[min(args.verbose, 2)], format=log_format, stream=sys.stderr)
+    if args.verbose < len(levels) - 1:
+        for foreign in ("urllib3", "tuf", "asyncio"):  # what matters of theirs reaches users through our own errors
+            logging.getLogger(foreign).setLevel(logging.ERROR)
     name, summary = COMMANDS[args.command]
     module = importlib.import_module(f"jobagent.cli.{name}")
     parser = argparse.ArgumentParser(

@@ -28,7 +28,6 @@ from jobagent.model import Outcome
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 PR_SET_CHILD_SUBREAPER = 36
-_MESSAGE_BYTES = 16 << 20
 _REAP_S = 5.0  # a tree that survives SIGKILL so long hangs in the kernel; it is reported, not waited for
 
 
@@ -56,7 +55,7 @@ class Keeper:
             _keep(theirs, scratch)
         theirs.close()
         self._socket = ours
-        self._stream = ours.makefile("rb")
+        self._unread = b""
         self._pid = pid
 
     @property
@@ -105,7 +104,6 @@ class Keeper:
         if self._pid:
             with contextlib.suppress(OSError):
                 self._send({"quit": True})
-            self._stream.close()
             self._socket.close()
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
@@ -115,12 +113,18 @@ class Keeper:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _receive(self, timeout_s: float | None) -> dict[str, Any] | None:
-        ready, _, _ = select.select([self._socket], [], [], timeout_s)
-        if not ready:
-            return None
-        line = self._stream.readline(_MESSAGE_BYTES)
-        if not line:
-            raise SiteError("the payload's keeper process was killed", remedy="see the system log; out of memory?")
+        """Return the next message; several may come in one read, so what was read is looked at first."""
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([self._socket], [], [], timeout_s)
+            if not ready:
+                return None
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise SiteError(
+                    "the payload's keeper process was killed", remedy="see the system log; out of memory?"
+                )
+            self._unread += data
+        line, self._unread = self._unread.split(b"\n", 1)
         return dict(json.loads(line))
 
 

@@ -118,15 +118,14 @@ def _acquire_all(packages: Sequence[Package], kit: Kit, holder: Holder) -> list[
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            if any(f.done() and f.exception() for f in futures) or not all(f.done() for f in futures):
+            if failures or not all(f.done() for f in futures):
                 cancelled.set()
                 for future in futures:
                     future.cancel()
-    failed = next((f for f in futures if not f.cancelled() and f.exception()), None)
     leases = [f.result() for f in futures if not f.cancelled() and not f.exception()]
-    if failed is not None:
+    if failures:
         _release_leases(leases, kit)
-        failed.result()
+        raise failures[0]
     return leases
 
 
