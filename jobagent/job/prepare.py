@@ -103,7 +103,9 @@ def _acquire_all(packages: Sequence[Package], kit: Kit, holder: Holder) -> list[
     cancelled = threading.Event()
     scoped = replace(kit, cancelled=_AnyOf(kit.cancelled, cancelled))
 
-    def acquire(package: Package) -> Lease:
+    failures: list[BaseException] = []  # in the order of time: the later ones are the cancelled
+
+    def lease_one(package: Package) -> Lease:
         build = Build(package, scoped, deadline=deadline, unpacking=unpacking)
         lease = kit.cache.acquire(package, holder, build, cancelled=scoped.cancelled)
         try:
@@ -112,6 +114,13 @@ def _acquire_all(packages: Sequence[Package], kit: Kit, holder: Holder) -> list[
             kit.cache.release(lease)
             raise
         return lease
+
+    def acquire(package: Package) -> Lease:
+        try:
+            return lease_one(package)
+        except BaseException as error:
+            failures.append(error)
+            raise
 
     with ThreadPoolExecutor(min(PARALLEL_FETCHES, len(packages)), thread_name_prefix="acquire") as pool:
         futures: list[Future[Lease]] = [pool.submit(acquire, package) for package in packages]
