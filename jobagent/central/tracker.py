@@ -143,7 +143,7 @@ class Sites:
 
 class _Swarm:
     def __init__(self) -> None:
-        self.peers: dict[tuple[bytes, int], Peer] = {}  # by peer id and IP version: a dual-stack peer is two
+        self.peers: dict[tuple[bytes, Address], Peer] = {}  # nobody can replace a peer from another address
         self.downloaded = 0
         self.transferred_bytes = 0
 
@@ -266,7 +266,7 @@ class Tracker:
         return max(wanted, 2 * self._peer_count // policy.max_announces_per_s)  # hybrid torrents announce twice
 
     def _note(self, swarm: _Swarm, announce: Announce, expires_s: float) -> Peer:
-        key = (announce.peer_id, announce.address.version)
+        key = (announce.peer_id, announce.address)
         known = swarm.peers.get(key)
         is_complete = announce.left == 0
         if announce.event is Event.COMPLETED and (known is None or not known.is_complete):
@@ -300,12 +300,11 @@ class Tracker:
             self._drop(swarm, min(among, key=lambda k: swarm.peers[k].expires_s))
 
     def _remove(self, swarm: _Swarm, announce: Announce) -> None:
-        key = (announce.peer_id, announce.address.version)
-        known = swarm.peers.get(key)
-        if known is not None and known.address == announce.address:
+        key = (announce.peer_id, announce.address)
+        if key in swarm.peers:
             self._drop(swarm, key)
 
-    def _drop(self, swarm: _Swarm, key: tuple[bytes, int]) -> None:
+    def _drop(self, swarm: _Swarm, key: tuple[bytes, Address]) -> None:
         del swarm.peers[key]
         self._peer_count -= 1
 
