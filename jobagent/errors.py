@@ -147,6 +147,12 @@ class NodeServiceUnavailable(SiteError):
     exit_code = 225
 
 
+class NodeUnfit(SiteError):
+    """The node fails a check: kernel, machine type, memory, clock."""
+
+    exit_code = 226
+
+
 class SupplyError(JobAgentError):
     """Catalogue or swarm cannot deliver now: retry later.  HTCondor sends the job back to Idle."""
 
@@ -200,6 +206,12 @@ class CacheTampered(TrustError):
     """An installed tree no longer matches its manifest."""
 
     exit_code = 244
+
+
+class PoolTokenRefused(TrustError):
+    """The token for an HTCondor pool is expired, forged, or not for this pool."""
+
+    exit_code = 245
 
 
 class PluginError(JobAgentError):

@@ -7,6 +7,7 @@ byte.  Knows nothing of archives and pilots.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -111,11 +112,20 @@ def copy_agent(site: Path) -> None:
     settings = next((d for d in (own / "condor" / "sitecfg", own.parent / "sitecfg" / "condor") if d.is_dir()), None)
     for source in sorted(settings.iterdir()) if settings else ():
         _copy(source, site / "jobagent" / "condor" / "sitecfg" / source.name)
+    (site / "jobagent" / "BUILD").write_text(_digest_of_sources(site) + "\n")
     information = site / f"jobagent-{distribution.version}.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: jobagent\nVersion: {distribution.version}\n")
     entries = sorted(f"{e.name} = {e.value}\n" for e in distribution.entry_points if e.group == "jobagent")
     (information / "entry_points.txt").write_text("[jobagent]\n" + "".join(entries))
+
+
+def _digest_of_sources(site: Path) -> str:
+    """Return a name for the agent below `site`: equal where all its files are."""
+    agents = [site / "jobagent", *sorted(site.glob("jobagent_*"))]
+    files = sorted(path for agent in agents for path in agent.rglob("*") if path.is_file())
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(site)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def compile_sources(directory: Path, *, is_sourceless: bool) -> None:
