@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from jobagent.central.plot import Sample, plot_traffic
@@ -30,10 +30,12 @@ JOB = ROOT / "demo" / "job" / "pythia.jdl"
 VO = "alice"
 PASSPHRASE = "demo"  # the demo's keys protect the demo only
 PACKAGES = (
-    ("Python", ["--interpreter", "--name", "Python"]),
-    ("Pythia 8", ["--wheel", "pythia8mc==8.317.2"]),
-    ("ROOT", ["--wheel", "root==0.1a12", "--name", "ROOT"]),
+    ["--interpreter"],
+    ["--cxx-headers"],  # ROOT's interpreter of C++ reads them, and a bare node has none
+    ["--wheel", "pythia8mc==8.317.2", "--depends", "Python"],
+    ["--wheel", "root==0.1a12", "--name", "ROOT", "--depends", "Python", "--depends", "CxxHeaders"],
 )
+SERVER_UPLINK_BYTES = 25_000_000  # per second: a server whose uplink is dear, as in life; nodes have no limit
 
 
 @dataclass(slots=True)
@@ -113,7 +115,7 @@ def publish(directory: Path, console: Console) -> None:
         call("vo", "add", VO, "--catalogue", catalogue, "--keys", keys)
         (directory / ".initialised").touch()
     console.rule("packages: the build system's last step")
-    for _, words in PACKAGES:
+    for words in PACKAGES:
         store = ("--vo", VO, "--catalogue", catalogue, "--keys", keys)
         call("publish", *store, "--skip-existing", *words)
     call("list", "--catalogue", catalogue, "--root", catalogue / "metadata" / "1.root.json")
@@ -133,9 +135,11 @@ class Services:
         port_file = self._directory / "serve.port"
         port_file.unlink(missing_ok=True)
         self._log = (self._directory / "serve.log").open("wb")
+        configuration = self._directory / "central.toml"
+        configuration.write_text(f"[swarm]\nupload_rate_bytes = {SERVER_UPLINK_BYTES}\n")
         words = ("--host", "127.0.0.1", "--port", "0", "--port-file", port_file, "--keys", self._directory / "keys")
         self._process = subprocess.Popen(
-            command("serve", self._directory / "catalogue", *words),
+            command("--config", configuration, "serve", self._directory / "catalogue", *words),
             stdout=self._log,
             stderr=self._log,
             env=os.environ | {"JOBAGENT_PASSPHRASE": PASSPHRASE},
@@ -175,7 +179,6 @@ def run_nodes(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[phase]}"),
     )
     try:
@@ -232,26 +235,26 @@ def follow(node: Node, progress: Progress, bar: Any) -> None:
 def sample(nodes: list[Node], url: str, time_s: float) -> Sample:
     """Ask the server what it sent and sum what the nodes have."""
     with urllib.request.urlopen(f"{url}/status.json", timeout=5) as answer:
-        server_bytes = int(json.load(answer)["seeder"]["upload_bytes"])
+        server_bytes = int(json.load(answer)["server"]["seeder"]["upload_bytes"])
     return Sample(time_s, server_bytes, sum(sum(n.received_bytes.values()) for n in nodes))
 
 
 def show(nodes: list[Node], directory: Path, samples: list[Sample], console: Console) -> None:
     """Print the table of the slides and draw the traffic picture."""
-    table = Table(title="What each node received, and how long each phase took", title_justify="left")
-    for column in ("node", "exit", "from seeder", "neighbours", "web", "prepare", "payload", "validate", "total"):
-        table.add_column(column, justify="left" if column == "node" else "right")
+    table = Table(title="What each node received (MB), and how long each phase took (s)", title_justify="left")
+    for column in ("node", "exit", "seeder", "neighbours", "web", "packages", "payload", "check", "total"):
+        table.add_column(column, justify="right", no_wrap=True)
     seeder = everything = 0
     for node in nodes:
         report = json.loads((node.directory / "report.json").read_text())
         traffic, seconds = report.get("traffic", {}), report["seconds"]
         seeder += traffic.get("seeder_bytes", 0)
         everything += sum(traffic.values())
-        sizes = [f"{traffic.get(k, 0) / 1e6:.1f} MB" for k in ("seeder_bytes", "neighbour_bytes", "web_bytes")]
+        sizes = [f"{traffic.get(k, 0) / 1e6:.1f}" for k in ("seeder_bytes", "neighbour_bytes", "web_bytes")]
         code = node.process.returncode if node.process else "-"
-        times = [f"{seconds.get(k, 0.0):.1f} s" for k in ("packages", "payload", "validate")]
+        times = [f"{seconds.get(k, 0.0):.1f}" for k in ("packages", "payload", "validate")]
         total = sum(seconds.get(k, 0.0) for k in ("resolve", "packages", "inputs", "payload", "validate", "outputs"))
-        table.add_row(f"{node.number} ({node.address})", str(code), *sizes, *times, f"{total:.1f} s")
+        table.add_row(node.address, str(code), *sizes, *times, f"{total:.1f}")
     console.print(table)
     if everything:
         copies = seeder * len(nodes) / everything
@@ -262,7 +265,8 @@ def show(nodes: list[Node], directory: Path, samples: list[Sample], console: Con
     plot_traffic(samples, picture)
     left = [p for n in nodes for p in (n.directory / "scratch").iterdir()]
     console.print(f"left on the nodes: {left or 'nothing'}")
-    console.print(f"pictures: {picture} and {directory}/nodes/node-*/output/multiplicity.png")
+    shown = os.path.relpath(directory)
+    console.print(f"pictures: {shown}/traffic.png and {shown}/nodes/node-*/output/multiplicity.png", soft_wrap=True)
     for node in nodes:
         if node.process is not None and node.process.returncode:
             console.print(f"node {node.number} failed: see {node.directory / 'agent.log'}", style="red")
