@@ -33,7 +33,7 @@ PACKAGES = (
     ["--interpreter"],
     ["--cxx-headers"],  # ROOT's interpreter of C++ reads them, and a bare node has none
     ["--wheel", "pythia8mc==8.317.2", "--depends", "Python"],
-    ["--wheel", "root==0.1a12", "--name", "ROOT", "--depends", "Python", "--depends", "CxxHeaders"],
+    ["--wheel", "root==0.1a12", "--name", "ROOT", "--depends", "Python", "--depends", "Cxx-headers"],
 )
 SERVER_UPLINK_BYTES = 25_000_000  # per second: a server whose uplink is dear, as in life; nodes have no limit
 
