@@ -18,7 +18,7 @@ from jobagent_swarm.settings import SwarmSettings
 
 BLOCK_BYTES = 16384
 _SEEDER_PREFIX = Role.SEEDER.fingerprint[:3].encode().hex()  # "-JS", whatever its version
-_NOBODY = "00" * 20  # a web server has no peer id
+_WEB = "web"  # in place of a peer id, which libtorrent invents for web servers
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -32,17 +32,18 @@ class Download:
         self._changed = threading.Condition()
         self._received: dict[str, int] = {}
         self._trackers: dict[str, str] = {}
+        self._web_servers: frozenset[tuple[str, int]] = frozenset()
         self._failure: JobAgentError | None = None
         self._is_flushing = False
         self.is_checked = False
         self.is_flushed = False
-        self.banned_peers = 0
+        self.banned_peers: list[str] = []
         self.failed_pieces = 0
 
     def on_alert(self, alert: lt.alert) -> None:
         """Take one alert; block alerts come by the ten thousands and are first."""
         if isinstance(alert, lt.block_finished_alert):
-            peer = str(alert.pid)
+            peer = _WEB if self._web_servers and alert.ip in self._web_servers else str(alert.pid)
             offset = alert.piece_index * self._piece_size + alert.block_index * BLOCK_BYTES
             length = min(BLOCK_BYTES, self._size - offset)
             self._received[peer] = self._received.get(peer, 0) + length
@@ -67,7 +68,7 @@ class Download:
         elif isinstance(alert, lt.torrent_error_alert):
             self._failure = ScratchUnusable(f"download of {self._file_name} failed: {alert.message()}")
         elif isinstance(alert, lt.peer_ban_alert):
-            self.banned_peers += 1
+            self.banned_peers.append(str(alert.ip[0]))
         elif isinstance(alert, lt.hash_failed_alert):
             self.failed_pieces += 1
         elif isinstance(alert, lt.tracker_reply_alert):
@@ -81,6 +82,10 @@ class Download:
         if alert.error.value() in _NO_ROOM:
             return DiskFull(f"no room for {where}", remedy="free space or quota, or set [site] scratch")
         return ScratchUnusable(f"cannot write {where}", remedy="check [site] scratch")
+
+    def account_as_web(self, endpoints: frozenset[tuple[str, int]]) -> None:
+        """Account what comes from these addresses and ports as from the web."""
+        self._web_servers = endpoints
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something other than data arrived; returns at once where the download has ended."""
@@ -102,7 +107,7 @@ class Download:
         """Payload bytes so far by origin."""
         received = list(self._received.items())
         seeder = sum(n for peer, n in received if peer.startswith(_SEEDER_PREFIX))
-        web = sum(n for peer, n in received if peer == _NOBODY)
+        web = sum(n for peer, n in received if peer == _WEB)
         return Traffic(seeder, sum(n for _, n in received) - seeder - web, web)
 
 

@@ -14,8 +14,10 @@ import dataclasses
 import logging
 import os
 import shutil
+import socket
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +225,8 @@ class Swarm:
                 with self._lock:
                     self._offers[order.package.key] = _Offer(torrent, order.target, is_provisional=True)
                 order.progress(archive.size_bytes)
+                if download.banned_peers:
+                    self._warn(f"peers that gave corrupt data were banned: {' '.join(download.banned_peers)}")
                 return download.traffic()
         except OSError as error:
             raise ScratchUnusable(f"cannot complete {order.target}: {error.strerror}") from error
@@ -270,14 +274,15 @@ class Swarm:
             is_late = 0 < self._settings.web_seed_after_s <= patience.idle_s(now)
             if is_late and not has_web_seeds:
                 has_web_seeds = True
-                self._add_web_seeds(order, torrent)
+                self._add_web_seeds(order, torrent, download)
 
-    def _add_web_seeds(self, order: Order, torrent: Torrent) -> None:
+    def _add_web_seeds(self, order: Order, torrent: Torrent, download: Download) -> None:
         servers = [u for u in order.urls if u.startswith(("http://", "https://")) and "?" not in u]
         if servers:
             self._warn(
                 f"no peer delivers {order.package.id}: fetching what is missing from {len(servers)} web servers"
             )
+        download.account_as_web(frozenset(e for url in servers for e in _endpoints(url)))
         for url in servers:
             torrent.handle.add_url_seed(url)
 
@@ -337,10 +342,21 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _endpoints(url: str) -> list[tuple[str, int]]:
+    """The addresses and ports behind a URL; none where its name is not known now."""
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port or {"https": 443}.get(parts.scheme, 80)
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return []
+    return [(str(address[0]), port) for *_, address in found]
+
+
 def _describe(order: Order, state: lt.torrent_status, download: Download) -> str:
     """Say how far it came and what the trackers said, for the one line of an error."""
     failures = [f"{url.partition('?')[0]}: {why}" for url, why in download.tracker_failures().items() if why]
     parts = [f"{state.total_done} of {order.package.archive.size_bytes} bytes", f"{state.num_peers} peers", *failures]
     if download.banned_peers:
-        parts.append(f"{download.banned_peers} corrupt peers banned")
+        parts.append(f"banned for corrupt data: {' '.join(download.banned_peers)}")
     return ", ".join(parts)
