@@ -213,7 +213,7 @@ def test_garbage_is_one_line_and_no_crash(place, name, garbage):
 
 @pytest.mark.acceptance(14)
 def test_a_catalogue_signed_by_other_keys_is_refused_naming_role_and_keys(place, tmp_path):
-    with field_in(tmp_path / "evil") as evil:
+    with field_in(tmp_path / "evil", validity=Validity()) as evil:
         evil.repository.register([entry_for("ROOT", "666")])
         with pytest.raises(BadSignature) as caught:
             place.client(mirrors=(evil.server.url,)).refresh()
@@ -354,7 +354,7 @@ def test_an_agent_with_the_first_root_follows_every_rotation(place):
 
 
 def test_a_root_that_the_old_keys_did_not_sign_is_refused(place, tmp_path):
-    with field_in(tmp_path / "evil") as evil:
+    with field_in(tmp_path / "evil", validity=Validity()) as evil:
         evil.repository.rotate("root", [evil.keys.new(f"other-{n}").key for n in range(3)])
         place.server.answers["metadata/2.root.json"] = evil.metadata("2.root.json")
         with pytest.raises(BadSignature, match="root was signed by 0/2 keys"):

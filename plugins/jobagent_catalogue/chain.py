@@ -7,6 +7,7 @@ would also follow a VO that delegates to a role with another VO's name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ LIMITS = UpdaterConfig(
     prefix_targets_with_hash=False,
 )
 
+MAX_TARGET_BYTES = 2**40  # no limit but the signed length
+
 
 class Refused(Exception):
     """A role is not what the chain of signatures asks for; says role, version and reason."""
@@ -49,28 +52,35 @@ class Expired(Exception):
 class Fetcher(FetcherInterface):
     """TUF's way to our `Web`; remembers what came last, so that a refusal can be explained."""
 
-    def __init__(self, source: web.Web, *, max_bytes: int = LIMITS.targets_max_length) -> None:
+    def __init__(self, source: web.Web) -> None:
         self._web = source
-        self._max_bytes = max_bytes
         self.last: dict[str, bytes] = {}
 
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Return a metadata file; raises DownloadError."""
+        with _as_tuf_errors():
+            data = self._web.fetch(url, max_bytes=max_length)
+        self.last[role_of_url(url)] = data
+        return data
+
     def _fetch(self, url: str) -> Iterator[bytes]:
-        """Yield the file; TUF limits its length itself."""
-        name = role_of_url(url)
-        received: list[bytes] = []
-        try:
-            for chunk in self._web.chunks(url, max_bytes=self._max_bytes):
-                received.append(chunk)
-                yield chunk
-        except web.TooSlow as error:
-            raise SlowRetrievalError(str(error)) from error
-        except web.TooLong as error:
-            raise DownloadLengthMismatchError(str(error)) from error
-        except web.WebError as error:
-            if error.status:
-                raise DownloadHTTPError(str(error), error.status) from error
-            raise DownloadError(str(error)) from error
-        self.last[name] = b"".join(received)
+        """Yield a target file, whose signed length TUF watches."""
+        with _as_tuf_errors():
+            yield from self._web.chunks(url, max_bytes=MAX_TARGET_BYTES)
+
+
+@contextlib.contextmanager
+def _as_tuf_errors() -> Iterator[None]:
+    try:
+        yield
+    except web.TooSlow as error:
+        raise SlowRetrievalError(str(error)) from error
+    except web.TooLong as error:
+        raise DownloadLengthMismatchError(str(error)) from error
+    except web.WebError as error:
+        if error.status:
+            raise DownloadHTTPError(str(error), error.status) from error
+        raise DownloadError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,6 @@ from jobagent_catalogue.settings import CatalogueSettings
 from jobagent_catalogue.web import Web
 
 CONFIG = dataclasses.replace(chain.LIMITS, prefix_targets_with_hash=True)
-MAX_TARGET_BYTES = 2**40  # the signed length is the limit that counts
 
 
 class Failure(Exception):
@@ -82,7 +81,7 @@ def _updater(args: argparse.Namespace) -> Updater:
         args.metadata_url,
         target_dir=str(args.target_dir) if args.target_dir else None,
         target_base_url=args.target_base_url,
-        fetcher=chain.Fetcher(Web(CatalogueSettings()), max_bytes=MAX_TARGET_BYTES),
+        fetcher=chain.Fetcher(Web(CatalogueSettings())),
         config=CONFIG,
         bootstrap=None,  # the suite keeps the trusted root in the metadata directory
     )

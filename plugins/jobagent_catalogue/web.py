@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,13 +74,16 @@ class Web:
         """Yield the file as it comes; raises WebError as soon as it is too long or too slow."""
         received = 0
         source = self._file(url) if url.startswith("file:") else self._http(url, max_bytes)
-        for chunk in source:
-            received += len(chunk)
-            if received > max_bytes:
-                raise TooLong(f"{url} is longer than the {max_bytes} bytes that were expected")
-            yield chunk
+        try:
+            for chunk in source:
+                received += len(chunk)
+                if received > max_bytes:
+                    raise TooLong(f"{url} is longer than the {max_bytes} bytes that were expected")
+                yield chunk
+        finally:
+            source.close()  # the connection, now and not when the garbage is collected
 
-    def _file(self, url: str) -> Iterator[bytes]:
+    def _file(self, url: str) -> Generator[bytes, None, None]:
         path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
         try:
             with open(path, "rb") as stream:
@@ -91,7 +94,7 @@ class Web:
         except OSError as error:
             raise WebError(f"cannot read {path}: {error.strerror}") from error
 
-    def _http(self, url: str, max_bytes: int) -> Iterator[bytes]:
+    def _http(self, url: str, max_bytes: int) -> Generator[bytes, None, None]:
         import urllib3
 
         start = time.monotonic()
