@@ -104,9 +104,9 @@ class Central:
         url = f"{self.url}/archives/{published.package.key}/{published.package.archive.file_name}"
         self.catalogue.add(published.package, torrent=published.torrent, urls=[url])
         if self.watch.snapshot() is not None:
-            self.wait_until(
-                lambda: bytes.fromhex(published.package.archive.infohash_v1) in (self.watch.tracked() or {})
-            )
+            infohash = bytes.fromhex(published.package.archive.infohash_v1)
+            self.wait_until(lambda: infohash in (self.watch.tracked() or {}))
+            self.wait_until(lambda: self.seeder is None or published.package.key in self.seeder.seeded())
         return published
 
     def start(self) -> None:
