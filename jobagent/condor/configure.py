@@ -19,7 +19,8 @@ from jobagent.errors import ConfigurationError, ScratchUnusable
 
 EXECUTION_POINT = "execution-point"
 ACCESS_POINT = "access-point"
-ROLES = (EXECUTION_POINT, ACCESS_POINT)
+CENTRAL_MANAGER = "central-manager"
+ROLES = (EXECUTION_POINT, ACCESS_POINT, CENTRAL_MANAGER)
 
 _NOTE = "Written by `jobagent condor configure`; changes are lost when it runs again."
 # The master gives its daemons no place for what they print; an old log is kept once.

@@ -171,7 +171,8 @@ def torrent_of(place: str) -> bytes:
             with urllib.request.urlopen(f"{scheme}://{place}", timeout=20) as answer:
                 data: bytes = answer.read(MAX_TORRENT_BYTES + 1)
         except (OSError, ValueError) as error:
-            reasons.append(f"{scheme}: {getattr(error, 'reason', error)}")
+            is_answer = isinstance(error, urllib.error.HTTPError)
+            reasons.append(f"{scheme}: {error if is_answer else getattr(error, 'reason', error)}")
             continue
         if len(data) > MAX_TORRENT_BYTES:
             raise PackageUnavailable(f"the torrent at {scheme}://{place} has more than {MAX_TORRENT_BYTES} bytes")

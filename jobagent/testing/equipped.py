@@ -21,7 +21,8 @@ QUICK = """\
 JOBAGENT_PERIOD = 2s
 JOBAGENT_RETRY_S = 1
 """
-ACCESS_POINT_CONFIG = configure.template(configure.ACCESS_POINT)  # for the `central_config` of a pool
+# For the `central_config` of a pool.
+CENTRAL_CONFIG = "\n".join(map(configure.template, (configure.ACCESS_POINT, configure.CENTRAL_MANAGER)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,18 +157,23 @@ class Instance:
             warden.wait()
             raise
 
-    def tool(self, name: str, *arguments: str, account: Account | None = None, stdin: str = "") -> str:
+    def tool(
+        self, name: str, *arguments: str, account: Account | None = None, stdin: str = "", directory: Path | None = None
+    ) -> str:
         """Run an HTCondor tool against this instance and return its output.
 
         Raises:
             ToolFailed: It ended with another code than 0.
         """
-        return self.try_tool(name, *arguments, account=account, stdin=stdin, check=True).stdout
+        done = self.try_tool(name, *arguments, account=account, stdin=stdin, directory=directory)
+        if done.returncode:
+            raise ToolFailed(name, done)
+        return done.stdout
 
     def try_tool(
-        self, name: str, *arguments: str, account: Account | None = None, stdin: str = "", check: bool = False
+        self, name: str, *arguments: str, account: Account | None = None, stdin: str = "", directory: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run an HTCondor tool and return how it ended, as `account` (default: the instance's own)."""
+        """Run an HTCondor tool and return how it ended, as `account` in `directory` (default: its own)."""
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(self.tree.program(name)), *arguments],
             check=False,
@@ -177,11 +182,9 @@ class Instance:
             text=True,
             timeout=TOOL_TIMEOUT_S,
             env=self.environment,
-            cwd=self.directory,
+            cwd=directory or self.directory,
             **(account or self.account).popen,
         )
-        if check and done.returncode:
-            raise ToolFailed(name, done)
         return done
 
     def log(self, name: str) -> str:

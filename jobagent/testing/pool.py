@@ -114,7 +114,7 @@ class Pool:
     def add_execution_point(
         self, name: str, *, config: str = "", wait: bool = True, environment: Mapping[str, str] | None = None
     ) -> Instance:
-        """Start a machine of its own: master and startd on the next free 127/8 address, named `name`."""
+        """Start a machine of its own: master and startd on the next free 127/8 address; `EPName` in its ad is `name`."""
         point = self.new_execution_point(name, config=config, environment=environment)
         point.start()
         if wait:
@@ -139,7 +139,7 @@ class Pool:
             self.tree,
             self.directory / name,
             settings=settings,
-            config=f"{self._config}\n{config}",
+            config=f'EPName = "{name}"\nSTARTD_ATTRS = $(STARTD_ATTRS) EPName\n{self._config}\n{config}',
             account=self.account,
             environment=environment,
         )
@@ -159,6 +159,11 @@ class Pool:
         if not self._comes_up(offered, timeout_s):
             logs = "\n".join(point.log("StartLog")[-500:] for point in self.execution_points)
             raise SiteError(f"not all of {sorted(wanted)} offered slots within {timeout_s:g} s: {logs}")
+
+    def wait_until(self, is_so: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
+        """Return when `is_so` is true of the pool; raises SiteError where it does not become so in time."""
+        if not self._comes_up(is_so, timeout_s):
+            raise SiteError(f"the pool did not come to the expected state within {timeout_s:g} s")
 
     def token(self, identity: str, *authorizations: str, lifetime_s: int = 86400) -> str:
         """Return an IDTOKEN of this pool for `identity`, limited to `authorizations` where any are given."""
@@ -204,7 +209,9 @@ class Pool:
             "should_transfer_files = YES\nwhen_to_transfer_output = ON_EXIT\nrequest_cpus = 1\n"
             "request_memory = 64\nrequest_disk = 1024\n"
         )
-        output = self.central.tool("condor_submit", "-terse", "-", account=self.user, stdin=defaults + description)
+        output = self.central.tool(
+            "condor_submit", "-terse", "-", account=self.user, stdin=defaults + description, directory=sandbox
+        )
         cluster = int(output.split(".")[0])
         self._sandboxes[cluster] = sandbox
         return cluster

