@@ -39,6 +39,7 @@ RUNTIME_FILES='@RUNTIME_FILES@'             # files of the unpacked tree, SHA256
 RUNTIME_SUMS_SHA256='@RUNTIME_SUMS_SHA256@' # of the tree's SHA256SUMS
 RUNTIME_URLS='@RUNTIME_URLS@'               # separated by blanks
 RUNTIME_MACHINE='@RUNTIME_MACHINE@'         # uname -m
+OFFER_URLS='@OFFER_URLS@'                   # where a node that has the runtime says so, for its neighbours
 NEED_DISK_MB='@NEED_DISK_MB@'
 NEED_MEMORY_MB='@NEED_MEMORY_MB@'
 settings_file() {
@@ -339,12 +340,14 @@ claim() { # PARENT NEED_MB: make a directory there and set CLAIMED, or set REFUS
     return 1
 }
 
-mark() { # DIRECTORY: say whose it is, and lock it
-    printf '%s %s %s %s %s %s\n' "$PILOT_ID" "$$" "$(start_ticks $$)" "$BOOT" "$PIDS" "$LOCKING" >"$1/.jobagent-pilot" || return 1
-    [ "$LOCKING" = flock ] || return 0
-    true 2>/dev/null >"$1/.lock" || return 1 # a failing `exec 9>` would end the shell
-    exec 9>"$1/.lock"
-    flock -n 9
+mark() { # DIRECTORY: lock it, and only then say whose it is: what bears no marker is not swept
+    if [ "$LOCKING" = flock ]; then
+        true 2>/dev/null >"$1/.lock" || return 1 # a failing `exec 9>` would end the shell
+        exec 9>"$1/.lock"
+        flock -n 9
+    fi
+    printf '%s %s %s %s %s %s\n' "$PILOT_ID" "$$" "$(start_ticks $$)" "$BOOT" "$PIDS" "$LOCKING" >"$1/.marker" 2>/dev/null &&
+        mv "$1/.marker" "$1/.jobagent-pilot"
 }
 
 can_execute() { # DIRECTORY
@@ -481,7 +484,10 @@ server_time_s() { # HEADERS: when the last response was made; a cache's copy is 
     while read -r key value; do
         value=${value%"$cr"}
         case $key in
-            HTTP/*) server_s='' age=0 ;;
+            HTTP/*)
+                [ -z "$server_s" ] || break # a redirect came first: the central server's clock counts, not a neighbour's
+                age=0
+                ;;
             [Dd]ate:)
                 # shellcheck disable=SC2086
                 set -- $value
@@ -511,9 +517,9 @@ sha256_of() { # FILE
 
 download() { # URL FILE SECONDS: into FILE, never more than the runtime's size; headers into FILE.headers
     case $FETCHER in
-        wget) set -- "$1" "$2" "$3" wget -q -S -t 2 -T 30 -O "$2" "$1" ;;
+        wget) set -- "$1" "$2" "$3" wget -q -S -t 2 -T 30 --connect-timeout=10 -O "$2" "$1" ;;
         busybox-wget) set -- "$1" "$2" "$3" wget -S -O "$2" "$1" ;;
-        curl) set -- "$1" "$2" "$3" curl -sS -f -L --connect-timeout 30 -D "$2.headers" -o "$2" "$1" ;;
+        curl) set -- "$1" "$2" "$3" curl -sS -f -L --connect-timeout 10 -D "$2.headers" -o "$2" "$1" ;;
     esac
     target=$2
     limit_s=$3
@@ -606,7 +612,6 @@ unpack_runtime() { # INTO
         [ "$(free_mb "$1")" -ge 5 ] || fail $EXIT_DISK "disk full in $1 while unpacking the runtime; free space or set JOBAGENT_SCRATCH"
         fail $EXIT_UNFIT "the runtime cannot be unpacked in $1"
     fi
-    rm -f "$WORK/runtime.tar.gz"
     is_intact "$1" || fail $EXIT_TRUST "the unpacked runtime in $1 is not what was built"
 }
 
@@ -626,6 +631,7 @@ cached_runtime() { # the runtime in the site's cache: found, or brought there, b
         if is_intact "$RUNTIME"; then
             log INFO "runtime found in $RUNTIME"
             true >"$RUNTIME/.used"
+            ARCHIVE=$shelf/archive.$RUNTIME_SHA256
             exec 8>&-
             return
         fi
@@ -644,13 +650,16 @@ cached_runtime() { # the runtime in the site's cache: found, or brought there, b
         STAGING=
     fi
     exec 8>&-
+    ARCHIVE=$shelf/archive.$RUNTIME_SHA256
+    cp "$WORK/runtime.tar.gz" "$ARCHIVE.$PILOT_ID" 2>/dev/null && mv "$ARCHIVE.$PILOT_ID" "$ARCHIVE"
+    rm -f "$ARCHIVE.$PILOT_ID" "$WORK/runtime.tar.gz"
     drop_old_runtimes
 }
 
 drop_old_runtimes() { # those that no pilot has used for two weeks, and staging of killed pilots
     find "$shelf" -maxdepth 2 -name .used -mtime +14 -print 2>/dev/null | while IFS= read -r used; do
         old=${used%/.used}
-        case $old in "$shelf"/runtime.* | "$shelf"/.staging.*) remove_tree "$old" ;; esac
+        case $old in "$shelf"/runtime.* | "$shelf"/.staging.*) rm -f "$shelf/archive.${old##*.}" && remove_tree "$old" ;; esac
     done
 }
 
@@ -659,10 +668,12 @@ get_runtime() {
         cached_runtime
     else
         fetch_runtime
+        ARCHIVE=$WORK/runtime.tar.gz
         RUNTIME=$WORK/runtime
         unpack_runtime "$RUNTIME"
     fi
     bounded 60 "$RUNTIME/bin/python" -c 'pass' || fail $EXIT_UNFIT "the runtime in $RUNTIME does not start on this node"
+    export JOBAGENT_RUNTIME_ARCHIVE="$ARCHIVE" JOBAGENT_OFFER_URLS="$OFFER_URLS"
     log INFO "runtime ready $RUNTIME"
 }
 
@@ -688,6 +699,7 @@ write_session() { # what the jobagent command finds
     settings_file >"$WORK/jobagent.toml" && root_metadata >"$WORK/root.json" && mkdir "$WORK/tmp" ||
         fail $EXIT_DISK "disk full in $WORK"
     export JOBAGENT_PILOT_DIR="$WORK" JOBAGENT_PILOT_STARTED_CS="$STARTED_CS"
+    export JOBAGENT_PACKAGES="${CACHE:-$WORK/cache}/packages"
     export JOBAGENT_CONFIG="$WORK/jobagent.toml" JOBAGENT_CACHE="$CACHE" JOBAGENT_WALL_S="$WALL_S" TMPDIR="$WORK/tmp"
 }
 

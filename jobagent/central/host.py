@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobagent.central.keys import KeyStore
+from jobagent.central.neighbours import Neighbourhood
 from jobagent.central.repository import Repository
 from jobagent.central.seeder import CatalogueSeeder
 from jobagent.central.settings import CentralSettings, parse_sites, read_token_keys
@@ -77,7 +78,10 @@ class CentralHost:
         tracker = self._make_tracker(settings) if options.is_tracking else None
         directory = options.directory if options.is_serving else None
         keys = read_token_keys(settings.token_keys)
-        self.services = Services(self.watch, tracker, self.seeder, directory, keys, options.advertise)
+        neighbourhood = Neighbourhood(clock=time.monotonic, sites=parse_sites(settings.sites))
+        self.services = Services(
+            self.watch, tracker, self.seeder, directory, keys, options.advertise, neighbourhood=neighbourhood
+        )
         self.web = WebServer(build(self.services), options.host, options.port)
 
     def start(self) -> None:

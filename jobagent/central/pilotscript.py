@@ -37,13 +37,14 @@ class Runtime:
 class Landing:
     """What one VO's pilots are told.
 
-    `runtime_urls` are tried in order.
+    `runtime_urls` are tried in order; at `offer_urls` a node says that it has the runtime for its neighbours.
     """
 
     runtime: Runtime
     runtime_urls: Sequence[str]
     settings: str
     root_metadata: bytes
+    offer_urls: Sequence[str] = ()
     scratch_mb: int = 1000  # for packages and jobs, beside the runtime itself
     memory_mb: int = MIN_MEMORY_MB
 
@@ -70,6 +71,7 @@ def render(landing: Landing) -> str:
         "RUNTIME_SUMS_SHA256": runtime.sums_sha256,
         "RUNTIME_URLS": " ".join(_checked_url(url) for url in landing.runtime_urls),
         "RUNTIME_MACHINE": runtime.machine,
+        "OFFER_URLS": " ".join(_checked_url(url) for url in landing.offer_urls),
         "NEED_DISK_MB": str(landing.scratch_mb + (runtime.size_bytes + runtime.tree_bytes) // 1_000_000 + 1),
         "NEED_MEMORY_MB": str(landing.memory_mb),
         "SETTINGS": _here_document(landing.settings, "END_OF_SETTINGS"),

@@ -24,6 +24,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobagent.central import announces, tokens
+from jobagent.central.neighbours import Neighbourhood
+from jobagent.central.pilotweb import SCRIPT, PilotEndpoint
 from jobagent.central.seeder import CatalogueSeeder
 from jobagent.central.tracker import Announce, Refused, Tracker
 from jobagent.central.watch import CatalogueWatch
@@ -42,6 +44,7 @@ class Services:
     token_keys: Mapping[str, Ed25519PublicKey] = dataclasses.field(default_factory=dict)
     advertise: str = ""
     http_bytes: int = 0
+    neighbourhood: Neighbourhood = dataclasses.field(default_factory=lambda: Neighbourhood(clock=time.monotonic))
 
 
 def build(services: Services) -> Starlette:
@@ -60,6 +63,8 @@ def build(services: Services) -> Starlette:
         for name in CATALOGUE_DIRECTORIES:
             files = StaticFiles(directory=services.directory / name, check_dir=False)
             routes.append(Mount(f"/{name}", app=_Counted(files, services)))
+        pilots = _Counted(PilotEndpoint(services.directory, services.neighbourhood), services)
+        routes += [Mount("/pilot", app=pilots), Route(f"/{SCRIPT}", pilots)]
     return Starlette(routes=routes)
 
 
