@@ -241,7 +241,8 @@ def sample(nodes: list[Node], url: str, time_s: float) -> Sample:
 
 def show(nodes: list[Node], directory: Path, samples: list[Sample], console: Console) -> None:
     """Print the table of the slides and draw the traffic picture."""
-    table = Table(title="What each node received (MB), and how long each phase took (s)", title_justify="left")
+    title = "What each node received (MB), and how long each phase took (s)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("node", "exit", "seeder", "neighbours", "web", "packages", "payload", "check", "total"):
         table.add_column(column, justify="right", no_wrap=True)
     seeder = everything = 0
