@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Role, Root, Targets
 
 from jobagent.central import bins
@@ -158,7 +159,12 @@ class Ceremony:
         missing = {i for entry in known if entry is not None for i in entry.keyids} - set(metadata.signatures)
         signers = self._keys.signers(sorted(missing))
         for signer in signers:
-            metadata.sign(signer, append=True)
+            try:
+                metadata.sign(signer, append=True)
+            except UnsignedMetadataError as error:
+                cause = error.__cause__
+                why = f"{type(cause).__name__} {cause}" if cause is not None else str(error)
+                raise ManagerError(f"key {signer.public_key.keyid[:12]}… cannot sign {role}: {why}") from error
         return bool(signers)
 
     def _move_complete(self) -> None:

@@ -93,13 +93,13 @@ class KeyStore:
         return KeyInfo(name, SSlibKey.from_crypto(key.public_key()), "encrypted file" if secret else "file")
 
     def adopt_token(self, name: str, *, slot: int, label: str | None) -> KeyInfo:
-        """Note a key of a PKCS#11 token (library from $PKCS11LIB): its public half and its address.
+        """Note a key of a PKCS#11 token (library from $PYKCS11LIB): its public half and its address.
 
         Raises:
             UsageError: No such token or key, or the library for it is not installed.
         """
         try:
-            uri, key = HSMSigner.import_(slot, label, self._pin)
+            uri, key = HSMSigner.import_(slot, label, lambda _: self._pin(name))
         except UnsupportedLibraryError as error:
             raise UsageError(f"PKCS#11 needs another library: {error}", remedy="pip install jobagent[hsm]") from error
         except Exception as error:  # a border: token drivers raise whatever they like
@@ -159,7 +159,7 @@ class KeyStore:
         if info.id not in self._signers:
             if info.home == "token":
                 uri = (self.directory / f"{info.name}.uri").read_text(encoding="ascii").strip()
-                self._signers[info.id] = Signer.from_priv_key_uri(uri, info.key, self._pin)
+                self._signers[info.id] = Signer.from_priv_key_uri(uri, info.key, lambda _: self._pin(info.name))
             else:
                 self._signers[info.id] = CryptoSigner(self._private(info.name), info.key)
         return self._signers[info.id]
@@ -179,8 +179,8 @@ class KeyStore:
                 remedy=f"set ${PASSPHRASE_VARIABLE}, or run on a terminal to be asked",
             ) from error
 
-    def _pin(self, what: str) -> str:
-        return (self._passphrase(what) or b"").decode()
+    def _pin(self, name: str) -> str:
+        return (self._passphrase(name) or b"").decode()
 
 
 def read_public(path: Path) -> SSlibKey:

@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("name", metavar="NAME", help="as in alice-1; the files are NAME.pem and NAME.pub")
     new.add_argument("--no-passphrase", action="store_true", help="keep the private half unencrypted, mode 600")
     managing.keys_argument(new)
-    token = commands.add_parser("token", help="note a key of a PKCS#11 token; $PKCS11LIB names its library")
+    token = commands.add_parser("token", help="note a key of a PKCS#11 token; $PYKCS11LIB names its library")
     token.add_argument("name", metavar="NAME")
     token.add_argument("--slot", type=int, default=2, help="id of the key on the token (default 2, PIV slot 9c)")
     token.add_argument("--label", help="label of the token, where there are several")
