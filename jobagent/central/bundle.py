@@ -21,7 +21,7 @@ import platform
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,11 +182,3 @@ def _member(name: str, size_bytes: int, mode: int) -> tarfile.TarInfo:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sizes(built: Built, others: Sequence[Path] = ()) -> str:
-    """Return the sizes of what lands before the first package, in MB, as lines for people."""
-    rows = [("runtime (first stage)", built.runtime.size_bytes)]
-    rows += [(path.name, path.stat().st_size) for path in others]
-    rows.append(("all", sum(size for _, size in rows)))
-    return "\n".join(f"{name:<24}{size / 1e6:8.2f} MB" for name, size in rows)

@@ -6,7 +6,9 @@ first root of trust, so that nothing else that it fetches needs to be trusted.
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -47,6 +49,48 @@ class Landing:
     offer_urls: Sequence[str] = ()
     scratch_mb: int = 1000  # for packages and jobs, beside the runtime itself
     memory_mb: int = MIN_MEMORY_MB
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Whose pilots they are: the VO's catalogue, and the pool that they join, if any."""
+
+    vo: str
+    catalogue_urls: Sequence[str]
+    pool: str = ""
+    condor: str = ""
+    agent: str = ""
+
+
+def settings_of(membership: Membership, extra: str = "") -> str:
+    """Return the agent's settings on the worker node; `extra` are more lines of TOML, in sections of their own.
+
+    The script sets the variables: its directory goes with the pilot, the packages stay where the site has a cache.
+    """
+    glidein = {"pool": membership.pool, "condor": membership.condor, "agent": membership.agent}
+    sections: dict[str, dict[str, object]] = {
+        "site": {"scratch": "$JOBAGENT_PILOT_DIR"},
+        "catalogue": {"urls": list(membership.catalogue_urls), "root": "$JOBAGENT_PILOT_DIR/root.json"},
+        "job": {"vo": membership.vo},
+        "plugins": {"enable": ["sharedcache"]},
+        "sharedcache": {"root": "$JOBAGENT_PACKAGES"},
+        "node": {"socket": "$JOBAGENT_PILOT_DIR/node.sock"},
+        "glidein": {key: value for key, value in glidein.items() if value},
+    }
+    try:
+        own = tomllib.loads(extra)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"the additional settings are no TOML: {error}") from error
+    for section, values in own.items():
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"the additional settings have {section} outside of any section")
+        sections.setdefault(section, {}).update(values)
+    # a string, number or list of these in JSON means the same in TOML
+    return "".join(
+        f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        for section, values in sections.items()
+        if values
+    )
 
 
 def template() -> str:
