@@ -52,8 +52,10 @@ class Pool:
         execution_points: int = 1,
         account: Account | None = None,
         directory: Path | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.tree = tree
+        self.host = host  # the central instance's address
         self.name = name
         self.account = account or accounts.current()
         self.user = self.account if self.account.uid else accounts.of_user()
@@ -253,12 +255,12 @@ class Pool:
     # inside
 
     def _start_central(self) -> None:
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
+        port = free_port(self.host)
+        self.address = f"{self.host}:{port}"
         settings = {
             "COLLECTOR_HOST": self.address,
-            "CONDOR_HOST": "127.0.0.1",
-            "NETWORK_INTERFACE": "127.0.0.1",
+            "CONDOR_HOST": self.host,
+            "NETWORK_INTERFACE": self.host,
             "SHARED_PORT_PORT": str(port),
             "DAEMON_LIST": "MASTER, SHARED_PORT, COLLECTOR, NEGOTIATOR, SCHEDD",
             "TRUST_DOMAIN": self.name,
