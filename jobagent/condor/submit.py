@@ -18,7 +18,7 @@ from jobagent.condor import arguments as notation
 from jobagent.condor.expressions import Literal, Source, confirm, quote, render, scan
 from jobagent.condor.statements import Statement, read_value
 from jobagent.condor.submit_queue import Queue, first_item, parse_queue
-from jobagent.condor.submit_text import SubmitText, read
+from jobagent.condor.submit_text import Command, SubmitText, read
 from jobagent.errors import JobSyntaxError
 from jobagent.model import Job
 
@@ -56,8 +56,9 @@ def parse(text: str, *, arguments: Sequence[str] = (), base_directory: Path = Pa
     Raises:
         JobSyntaxError: With the line.
     """
-    found = read(text)
-    reading = _Reading(found, _described(text, arguments), base_directory)
+    given = [_macro(argument) for argument in arguments]
+    found = read(text, given)
+    reading = _Reading(found, _described(text, given), base_directory)
     job = ads.job_of(reading.statements(), base_directory=base_directory, dialect=DIALECT)
     return dataclasses.replace(
         job,
@@ -66,19 +67,19 @@ def parse(text: str, *, arguments: Sequence[str] = (), base_directory: Path = Pa
     )
 
 
-def _described(text: str, arguments: Sequence[str]) -> htcondor2.Submit:
+def _macro(argument: str) -> Command:
+    found = _MACRO_ARGUMENT.fullmatch(argument)
+    if found is None or not argument.isprintable():
+        raise JobSyntaxError(f"argument {argument[:80]!r} is not a macro", remedy="a submit file takes name=value")
+    return Command(found[1], found[2].strip(), 0)
+
+
+def _described(text: str, given: Sequence[Command]) -> htcondor2.Submit:
     import htcondor2
 
-    macros = []
-    for argument in arguments:
-        found = _MACRO_ARGUMENT.fullmatch(argument)
-        if found is None or not argument.isprintable():
-            raise JobSyntaxError(
-                f"argument {argument[:80]!r} is not a macro", remedy="a submit file takes name=value"
-            )
-        macros.append(f"{found[1]} = {found[2]}\n")
+    macros = "".join(f"{command.name} = {command.value}\n" for command in given)
     try:
-        return htcondor2.Submit("".join(macros) + text.removeprefix("\ufeff"))
+        return htcondor2.Submit(macros + text.removeprefix("\ufeff"))
     except (ValueError, htcondor2.HTCondorException) as error:
         raise JobSyntaxError(
             f"HTCondor refuses this submit file: {error}", remedy="try condor_submit -dry-run"

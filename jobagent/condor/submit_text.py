@@ -1,14 +1,14 @@
 """What a submit file must pass before HTCondor's own parser reads it.
 
 `htcondor2.Submit` has the language (conditions, macros, functions), but by trying: it runs the commands of `include`
-lines, never returns from macros that name each other, builds whatever length macros multiply to, gives no line
-numbers, and forgets all behind the first `queue`.
+lines, never returns from macros that name each other or ends the process, builds whatever length macros multiply to,
+gives no line numbers, and forgets all behind the first `queue`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jobagent.condor.expressions import MAX_TEXT, Source
@@ -24,7 +24,9 @@ _QUEUE = re.compile(r"queue(?:\s+(.*)|\s*$)", re.IGNORECASE | re.DOTALL)
 _CONDITION = re.compile(r"(?:if|elif|else|endif)(?:\s|$)", re.IGNORECASE)
 _FOREIGN = re.compile(r"(?:include|use|template)\b", re.IGNORECASE)
 _MESSAGE = re.compile(r"(?:error|warning)\s*:", re.IGNORECASE)
-_MACRO = re.compile(r"(?<!\$)\$(?:[A-Za-z_]*)\(\s*([A-Za-z_][\w.]*)")
+_MACRO = re.compile(r"\$([A-Za-z_]*)\(|[()]|([A-Za-z_][\w.]*)")
+
+_PLAIN = re.compile(r"\$\([^$()]*\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,14 @@ class SubmitText:
         return next((c.line for c in reversed(self.commands) if c.name.lower() == name.lower()), 1)
 
 
-def read(text: str) -> SubmitText:
-    """Return the commands and the queue statement of a submit file.
+def read(text: str, given: Sequence[Command] = ()) -> SubmitText:
+    """Return the commands and the queue statement of a submit file, behind `given` ones.
 
     Raises:
         JobSyntaxError: With the line: no `name = value`, a second `queue`, an `include`, macros that do not end.
     """
     source = Source(text)
-    commands: list[Command] = []
+    commands = list(given)
     lines = _logical_lines(source.text)
     for number, line in lines:
         if len(commands) > MAX_LINES:
@@ -135,13 +137,14 @@ def _error(message: str, line: int, remedy: str = "") -> JobSyntaxError:
 class _Macros:
     """The longest that each macro can become, whatever the conditions decide."""
 
-    def __init__(self, commands: list[Command]) -> None:
+    def __init__(self, commands: Sequence[Command]) -> None:
         self._uses: dict[str, list[Command]] = {}
         self._raw: dict[str, int] = {}
         self._full: dict[str, int] = {}
+        self._makes_dollars: set[str] = set()
         for command in commands:
             key = command.name.lower()
-            own = sum(name.lower() == key for name in _MACRO.findall(command.value))
+            own = sum(not function and name == key for function, name in _references(command))
             length = len(command.value) + own * self._raw.get(key, 0)  # a macro in its own value is put in at once
             self._raw[key] = max(length, self._raw.get(key, 0))
             if length > MAX_EXPANSION:
@@ -160,16 +163,46 @@ class _Macros:
             raise _error(f"macros are nested more than {MAX_MACRO_CHAIN} deep", line)
         total = self._raw[key]
         for command in self._uses[key]:
-            for name in _MACRO.findall(command.value):
-                if name.lower() != key:
-                    total += self.check(name.lower(), (*chain, key))
+            for function, name in _references(command):
+                if name == key and not function and not key.startswith("my."):
+                    continue
+                total += self.check(name, (*chain, key))
+                if name == "dollar" or name in self._makes_dollars:
+                    self._makes_dollars.add(key)
+                    if function:  # functions expand what they got once more
+                        raise _error(f"${function}({name}) may make a macro of $(DOLLAR)", command.line)
             if total > MAX_EXPANSION:
                 raise _error(f"{command.name} grows to more than {MAX_EXPANSION} characters", command.line)
         self._full[key] = total
         return total
 
 
-def _check_macros(commands: list[Command]) -> None:
+def _references(command: Command) -> list[tuple[str, str]]:
+    """Return the macros in a value as (function, lower-case name).
+
+    The function is empty for a plain `$(name)`, and `$` where one macro is inside another, which HTCondor leaves for
+    later.  All words of a function's arguments count: some of them take names there.
+    """
+    found: list[tuple[str, str]] = []
+    opened: list[str] = []  # the function of each macro, `$` without one; empty for a bracket of the text
+    plain_at = -1  # where a macro without function starts whose name comes next
+    for part in _MACRO.finditer(command.value):
+        function, word = part[1], part[2]
+        innermost = next((name for name in reversed(opened) if name), "")
+        if part[0] == ")":
+            del opened[-1:]
+        elif word is None:
+            opened.append("" if function is None else function or "$")
+        elif innermost == "$" and plain_at >= 0:
+            is_alone = sum(map(bool, opened)) == 1 and _PLAIN.match(command.value, plain_at)
+            found.append(("" if is_alone else "$", word.lower()))
+        elif innermost not in {"", "$"}:
+            found.append((innermost, word.lower()))
+        plain_at = part.start() if function == "" else -1
+    return found
+
+
+def _check_macros(commands: Sequence[Command]) -> None:
     macros = _Macros(commands)
     for command in commands:
         macros.check(command.name.lower())
