@@ -9,6 +9,7 @@ need bwrap bubblewrap
 need patchelf patchelf
 need mmdebstrap mmdebstrap
 need zstd zstd
+need softhsm2-util softhsm2
 need busybox busybox
 need ip iproute2
 need dpkg-deb dpkg
