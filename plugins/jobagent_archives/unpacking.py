@@ -1,8 +1,8 @@
 """Members → tree on disk, hashed as it is written.
 
-One thread reads the archive in order and decides; others write.  Until the last member is written the tree holds
-real directories and files only, made by us in a directory of ours, so no path can lead out of it; symlinks come
-last, after all of them together were found to stay within the tree.
+One thread reads the archive in order, decides, hashes and writes; others decompress ahead of it.  Until the last
+member is written the tree holds real directories and files only, made by us in a directory of ours, so no path can
+lead out of it; symlinks come last, after all of them together were found to stay within the tree.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jobagent.plugin import DiskFull, HostileArchive, ManifestEntry, Package, Tree, manifest
 from jobagent_archives import streams, tar
 
-LARGE_FILE_BYTES = 2 << 20  # written piece by piece on other threads while this one hashes
-BATCH_BYTES = 1 << 20  # small files are handed over together: a hand-over costs as much as a small file
-BATCH_FILES = 64
+LARGE_FILE_BYTES = 1 << 20  # above this another thread writes while the first hashes
 MAX_PENDING_BYTES = 64 << 20  # read from the archive and not yet on disk
+_COPY_BYTES = 1 << 20
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINK_IMPOSSIBLE = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class TarUnpacker:
-    """Unpacks tar archives, on `workers` threads beside the caller's."""
+    """Unpacks tar archives; up to `workers` threads decompress, as many as there are cores by default."""
 
     formats = streams.FORMATS
 
@@ -41,9 +40,9 @@ class TarUnpacker:
         with (
             disk_errors(package, into),
             streams.opened(archive, package.archive.format, self._workers) as buffers,
-            _Writers(into, self._workers) as writers,
+            _Writer(into) as writer,
         ):
-            return _unpack(buffers, package.tree, writers)
+            return _unpack(buffers, package.tree, writer)
 
 
 @contextlib.contextmanager
@@ -62,25 +61,24 @@ def disk_errors(package: Package, into: Path) -> Iterator[None]:
         ) from error
 
 
-def _unpack(buffers: Iterator[bytes], signed: Tree, writers: _Writers) -> list[ManifestEntry]:
+def _unpack(buffers: Iterator[bytes], signed: Tree, writer: _Writer) -> list[ManifestEntry]:
     source = tar.Source(
         buffers, signed.size_bytes + (signed.file_count + 1) * tar.MEMBER_OVERHEAD_BYTES + tar.MAX_TRAILER_BYTES
     )
     plan = _Plan(signed)
     for member in tar.members(source):
         for directory in plan.admit(member):
-            writers.make_directory(directory)
+            writer.make_directory(directory)
         if member.kind == "h":
-            writers.link(member.target, member.path)
+            writer.link(member.target, member.path)
         elif member.kind == "f":
-            writers.write(member, source)
+            writer.write(member, source)
             source.read(tar.padding(member.size_bytes))
-    writers.drain()
-    entries = [replace(e, sha256=writers.digests[e.path]) if e.path in writers.digests else e for e in plan.entries()]
+    entries = [replace(e, sha256=writer.digests[e.path]) if e.path in writer.digests else e for e in plan.entries()]
     manifest.check(entries)
     for entry in entries:
         if entry.kind == "l":
-            writers.make_symlink(entry)
+            writer.make_symlink(entry)
     return entries
 
 
@@ -113,7 +111,7 @@ class _Plan:
         return new
 
     def entries(self) -> list[ManifestEntry]:
-        """All members, in the order of manifests; files are not hashed yet, except by the writers."""
+        """All members, in the order of manifests; files are not hashed yet, except by the writer."""
         return sorted(self._entries.values(), key=lambda e: os.fsencode(e.path))
 
     def _parents(self, path: str) -> list[str]:
@@ -145,55 +143,44 @@ class _Plan:
             raise HostileArchive(f"archive has more than the {self._signed.size_bytes} bytes that were signed")
 
 
-@dataclass(slots=True)
-class _Batch:
-    """Small files on their way to a writer."""
+class _Writer:
+    """Writes below one directory.
 
-    files: list[tuple[str, int, list[memoryview]]] = field(default_factory=list)
-    size_bytes: int = 0
+    Small files are written by the caller's thread: several threads in short system calls would pass Python's lock to
+    and fro more often than they work.  Large files are hashed there while one other thread writes them (two would
+    spin on the inode's lock).
+    """
 
-
-class _Writers:
-    """Threads that write below one directory.  Its methods are called from one thread."""
-
-    def __init__(self, into: Path, workers: int) -> None:
+    def __init__(self, into: Path) -> None:
         self.digests: dict[str, str] = {}
         self._root = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="unpack")
-        # Writers of one file would spin on its inode's lock; one thread keeps up with what is hashed meanwhile.
-        self._large = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="unpack-large")
-        self._pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
-        self._pending_bytes = 0
-        self._batch = _Batch()
+        self._other = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="write")
 
-    def __enter__(self) -> _Writers:
+    def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        self._large.shutdown(cancel_futures=True)
+        self._other.shutdown(cancel_futures=True)
         os.close(self._root)
 
     def make_directory(self, path: str) -> None:
         """Make one directory; its parent is there."""
         os.mkdir(path, 0o755, dir_fd=self._root)
-        # The umask may have taken bits away.
-        os.chmod(path, 0o755, dir_fd=self._root)
+        os.chmod(path, 0o755, dir_fd=self._root)  # the umask may have taken bits away
 
     def write(self, member: tar.Member, source: tar.Source) -> None:
-        """Take a file's data from `source` and have it written."""
-        if member.size_bytes > LARGE_FILE_BYTES:
-            self._write_large(member, source)
-            return
-        batch = self._batch
-        batch.files.append((member.path, member.mode, list(source.pieces(member.size_bytes))))
-        batch.size_bytes += member.size_bytes
-        if batch.size_bytes >= BATCH_BYTES or len(batch.files) >= BATCH_FILES:
-            self._flush()
+        """Write a file with the data that `source` has next."""
+        descriptor = self._create(member.path, member.mode)
+        digest = hashlib.sha256()
+        write = self._write_large if member.size_bytes > LARGE_FILE_BYTES else _write_small
+        try:
+            write(descriptor, source.pieces(member.size_bytes), digest)
+        finally:
+            os.close(descriptor)
+        self.digests[member.path] = digest.hexdigest()
 
     def link(self, original: str, path: str) -> None:
         """Make `path` another name of a file that was written before; a copy where links are not possible."""
-        self.drain()
         try:
             os.link(original, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
         except OSError as error:
@@ -203,59 +190,25 @@ class _Writers:
         self.digests[path] = self.digests[original]
 
     def make_symlink(self, entry: ManifestEntry) -> None:
-        """Make one symlink; called after all else is drained."""
+        """Make one symlink; called after all else is written."""
         os.symlink(entry.target, entry.path, dir_fd=self._root)
 
-    def drain(self) -> None:
-        """Wait until all that was taken is written; raises what a writer raised."""
-        self._flush()
-        while self._pending:
-            self._wait_for_one()
-
-    def _flush(self) -> None:
-        if self._batch.files:
-            batch, self._batch = self._batch, _Batch()
-            self._submit(batch.size_bytes, self._pool.submit(self._write_small, batch))
-
-    def _submit(self, size_bytes: int, future: concurrent.futures.Future[None]) -> None:
-        self._pending.append((size_bytes, future))
-        self._pending_bytes += size_bytes
-        while self._pending_bytes > MAX_PENDING_BYTES:
-            self._wait_for_one()
-
-    def _wait_for_one(self) -> None:
-        size_bytes, future = self._pending.popleft()
-        self._pending_bytes -= size_bytes
-        future.result()
-
-    def _write_small(self, batch: _Batch) -> None:
-        for path, mode, pieces in batch.files:
-            descriptor = self._create(path, mode)
-            try:
-                _write_all(descriptor, pieces)
-            finally:
-                os.close(descriptor)
-            digest = hashlib.sha256()
-            for piece in pieces:
-                digest.update(piece)
-            self.digests[path] = digest.hexdigest()
-
-    def _write_large(self, member: tar.Member, source: tar.Source) -> None:
-        digest = hashlib.sha256()
-        descriptor = self._create(member.path, member.mode)
+    def _write_large(self, descriptor: int, pieces: Iterator[memoryview], digest: hashlib._Hash) -> None:
+        pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
+        pending_bytes = 0
         try:
-            offset = 0
-            for piece in source.pieces(member.size_bytes):
-                self._submit(len(piece), self._large.submit(_write_at, descriptor, piece, offset))
+            for piece in pieces:
+                pending.append((len(piece), self._other.submit(_write_all, descriptor, piece)))
+                pending_bytes += len(piece)
                 digest.update(piece)
-                offset += len(piece)
-            self.drain()
-        except BaseException:
-            concurrent.futures.wait([future for _, future in self._pending])  # they use the descriptor
-            raise
+                while pending_bytes > MAX_PENDING_BYTES:
+                    size_bytes, future = pending.popleft()
+                    future.result()
+                    pending_bytes -= size_bytes
         finally:
-            os.close(descriptor)
-        self.digests[member.path] = digest.hexdigest()
+            concurrent.futures.wait([future for _, future in pending])  # they use the descriptor
+        for _, future in pending:
+            future.result()
 
     def _create(self, path: str, mode: int) -> int:
         descriptor = os.open(path, _CREATE, mode, dir_fd=self._root)
@@ -268,7 +221,7 @@ class _Writers:
             status = os.fstat(reading)
             writing = self._create(path, status.st_mode & 0o777)
             try:
-                while os.copy_file_range(reading, writing, BATCH_BYTES):
+                while os.copy_file_range(reading, writing, _COPY_BYTES):
                     pass
             finally:
                 os.close(writing)
@@ -276,13 +229,12 @@ class _Writers:
             os.close(reading)
 
 
-def _write_all(descriptor: int, pieces: Sequence[memoryview]) -> None:
+def _write_small(descriptor: int, pieces: Iterator[memoryview], digest: hashlib._Hash) -> None:
     for piece in pieces:
-        while piece:
-            piece = piece[os.write(descriptor, piece) :]
+        _write_all(descriptor, piece)
+        digest.update(piece)
 
 
-def _write_at(descriptor: int, piece: memoryview, offset: int) -> None:
+def _write_all(descriptor: int, piece: memoryview) -> None:
     while piece:
-        count = os.pwrite(descriptor, piece, offset)
-        piece, offset = piece[count:], offset + count
+        piece = piece[os.write(descriptor, piece) :]
