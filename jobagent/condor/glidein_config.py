@@ -129,6 +129,8 @@ SEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS
 ALLOW_DAEMON = condor@*
 ALLOW_ADMINISTRATOR = condor@*
 DISCARD_SESSION_KEYRING_ON_STARTUP = false
+# The pool's collector is not of our family: with this on, it refuses the first update, and the next comes minutes later.
+SEC_USE_FAMILY_SESSION = false
 """
 
 
@@ -143,6 +145,7 @@ def _resources(facts: Facts) -> str:
         "STARTD_DETECT_GPUS = false",  # its program is not among the worker files: the startd would end with 4
         "STARTER_ALLOW_RUNAS_OWNER = false",
         "RUNBENCHMARKS = 0",
+        "JAVA =",
         "FILETRANSFER_PLUGINS = $(LIBEXEC)/data_plugin",
         f"JOBAGENT_LIBEXEC = {facts.libexec}",
     ]
