@@ -1,0 +1,122 @@
+"""A VO with pilots, all parts real: catalogue and services, the VO's pool, and the bundle, on a private network.
+
+Worker nodes are `BareNode`s on the same network; a compute element with its batch system is `jobagent.testing.element`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from jobagent.testing import condor_tree
+from jobagent.testing.barenode import BareNode, Lan
+from jobagent.testing.condor_tree import CondorTree
+from jobagent.testing.pool import Pool
+from jobagent.testing.world import World
+
+VO = "alice"
+POOL_NAME = "vo.test"
+GLIDEIN_IDENTITY = f"glidein@{POOL_NAME}"
+PILOT_TOKEN = ("ADVERTISE_STARTD", "ADVERTISE_MASTER", "READ")
+TOKEN_FILE = "pool.token"
+_VO_CONFIG = f"""
+ALLOW_ADVERTISE_STARTD = {GLIDEIN_IDENTITY}
+ALLOW_ADVERTISE_MASTER = {GLIDEIN_IDENTITY} condor@* root@* $(POOL_USER)@*
+"""
+# What a production pool does in minutes, in seconds.
+QUICK = """UPDATE_INTERVAL = 5
+MASTER_UPDATE_INTERVAL = 5
+POLLING_INTERVAL = 2
+JOBAGENT_PERIOD = 2s
+"""
+
+
+class Grid:
+    """Everything central.  A context manager; `suite` is that of the glide-ins' HTCondor, pool and all."""
+
+    def __init__(self, *, suite: str = "sid", effort: int = 0, settings: Mapping[str, Mapping[str, object]] | None = None):
+        self._suite = suite
+        self._effort = effort
+        self._settings = {**(settings or {})}
+        self._stack = contextlib.ExitStack()
+        self.bundle_bytes = 0
+
+    def __enter__(self) -> Grid:
+        with contextlib.ExitStack() as stack:
+            directory = Path(tempfile.mkdtemp(prefix="jobagent-grid-", dir="/tmp"))
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            directory.chmod(0o755)
+            self.directory = directory
+            self.lan = stack.enter_context(Lan())
+            self.condor: CondorTree = condor_tree.install(directory / "condor", self._suite)
+            config = f"{_VO_CONFIG}\n{self._vo_config()}"
+            self.pool = stack.enter_context(
+                Pool(self.condor, name=POOL_NAME, execution_points=0, central_config=config, host=self.lan.address)
+            )
+            self.world = World(directory / "world", vos=(VO,))
+            self.world.start_services("--host", self.lan.address)
+            stack.callback(self.world.stop_services)
+            self.world.url = self.world.url.replace("127.0.0.1", self.lan.address)
+            self._publish()
+            self._bundle()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def script_url(self) -> str:
+        """Where pilots start."""
+        return f"{self.world.url}/pilot.sh"
+
+    def token(self, lifetime_s: int = 3600) -> str:
+        """Return a token for one pilot."""
+        return self.pool.token(GLIDEIN_IDENTITY, *PILOT_TOKEN, lifetime_s=lifetime_s)
+
+    def equip(self, node: BareNode, token: str | None = None) -> dict[str, str]:
+        """Put a token onto a bare node; return the pilot's environment there."""
+        node.directory("/home/pilot")
+        node.put(f"/home/pilot/{TOKEN_FILE}", token or self.token(), mode=0o600)
+        return {"HOME": "/home/pilot", "JOBAGENT_TOKEN_FILE": f"/home/pilot/{TOKEN_FILE}"}
+
+    def land(self) -> tuple[str, ...]:
+        """The command that a user types on a worker node."""
+        return ("sh", "-c", f"wget -qO- {self.script_url} | sh")
+
+    # inside
+
+    def _vo_config(self) -> str:
+        return ""
+
+    def _publish(self) -> None:
+        worker = condor_tree.install(self.directory / "worker", self._suite, "worker")
+        self.publish("HTCondorWorker", worker.version, worker.path)
+
+    def publish(self, name: str, version: str, tree: Path, *options: str) -> None:
+        """Publish a tree as a package of the VO."""
+        store = ("--vo", VO, "--catalogue", self.world.catalogue, "--keys", self.world.keys)
+        words = ("--tree", tree, "--name", name, "--version", version, "--level", "3")
+        self.world.call("publish", *store, *words, *options)
+
+    def _bundle(self) -> None:
+        extra = self.directory / "settings.toml"
+        extra.write_text(
+            "".join(
+                f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+                for section, values in ({"glidein": {"condor_config": QUICK}} | self._settings).items()
+            )
+        )
+        output = self.directory / "bundle"
+        words = ("--url", self.world.url, "--root", self.world.root, "--vo", VO, "--pool", self.pool.address)
+        words += ("--agent", "JobAgent", "--settings", extra, "--catalogue", self.world.catalogue, "--scratch-mb", "200")
+        made = self.world.call("bundle", output, "--effort", str(self._effort), "--json", *words)
+        self.bundle_bytes = int(json.loads(made)["size_bytes"])
+        self.publish("JobAgent", "1", output / "agent")
