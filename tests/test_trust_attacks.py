@@ -9,7 +9,7 @@ import pytest
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Snapshot, TargetFile
 
 from jobagent.central import rolefile
-from jobagent.central.ceremony import SNAPSHOT, TIMESTAMP
+from jobagent.central.chain import SNAPSHOT, TIMESTAMP, published
 from jobagent.central.online import Online, Validity
 from jobagent.central.repository import Repository
 from jobagent.errors import BadSignature, CatalogueExpired, CatalogueUnreachable, SupplyError, TrustError
@@ -66,9 +66,7 @@ def test_an_older_role_of_a_vo_is_refused_although_the_online_key_signed_for_it(
 
 
 def ceremony_state(place):
-    from jobagent.central import online
-
-    return online.published(place.repository.shelf, place.repository._ceremony().roots())
+    return published(place.repository.shelf, place.repository._ceremony().roots())
 
 
 @pytest.mark.acceptance(19)

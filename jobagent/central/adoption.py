@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import DelegatedRole, Metadata, Root, Targets
+from tuf.api.metadata import Root, Targets
 
 from jobagent.central import bins
+from jobagent.central.chain import Delegator, delegated, verified
 from jobagent.central.shelf import Shelf
 from jobagent.errors import ManagerError
-
-Delegator = Root | Targets
 
 
 @dataclass(slots=True)
@@ -42,24 +40,6 @@ def adopt(shelf: Shelf, root: Root, published: Mapping[str, int]) -> Adoption:
             remedy="jobagent catalogue check",
         )
     return Adoption({**published, **versions}, chooser.left_out)
-
-
-def verified(shelf: Shelf, delegator: Delegator, role: str, version: int) -> Metadata[Targets]:
-    """Read a targets role and verify that `delegator` vouches for it; raises ManagerError."""
-    path = shelf.path(role, version)
-    metadata = shelf.read(path)
-    try:
-        if not isinstance(metadata.signed, Targets) or metadata.signed.version != version:
-            raise RepositoryError(f"it is not version {version} of a targets role")
-        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-    except (RepositoryError, ValueError) as error:
-        raise ManagerError(f"{path} cannot be used: {error}") from error
-    return metadata
-
-
-def delegated(role: Targets) -> Mapping[str, DelegatedRole]:
-    """Return what a targets role delegates, by name."""
-    return (role.delegations.roles or {}) if role.delegations is not None else {}
 
 
 class _Chooser:

@@ -13,9 +13,8 @@ from pathlib import Path
 from tuf.api.metadata import Signed, Targets
 
 from jobagent import entry, manifest
-from jobagent.central import online
-from jobagent.central.adoption import delegated, verified
-from jobagent.central.ceremony import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Ceremony
+from jobagent.central.ceremony import Ceremony
+from jobagent.central.chain import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, delegated, published, verified
 from jobagent.central.rolefile import entry_of
 from jobagent.central.shelf import Shelf
 from jobagent.errors import ManagerError
@@ -46,7 +45,7 @@ def audit(shelf: Shelf, *, is_deep: bool = False, clock: Callable[[], float] = t
     """
     try:
         root = Ceremony(shelf, None).root()
-        state = online.published(shelf, [root])
+        state = published(shelf, [root])
     except ManagerError as error:
         yield Finding(str(error))
         return

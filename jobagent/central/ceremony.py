@@ -13,16 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import Metadata, Role, Root, Targets
+from tuf.api.metadata import Metadata, Root, Targets
 
 from jobagent.central import bins
-from jobagent.central.adoption import delegated, verified
+from jobagent.central.chain import ROOT, TARGETS, Delegator, published, role_in, verified, vouches
 from jobagent.central.keys import KeyStore
 from jobagent.central.shelf import AnyMetadata, Shelf
 from jobagent.errors import ManagerError
-
-Delegator = Root | Targets
-ROOT, TARGETS, SNAPSHOT, TIMESTAMP = "root", "targets", "snapshot", "timestamp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,8 @@ class Ceremony:
     def __init__(self, shelf: Shelf, keys: KeyStore | None) -> None:
         self._shelf = shelf
         self._keys = keys
-        self._pending = dict(shelf.pending())
+        # What is on the shelf already was moved by somebody who could not remove it here any more.
+        self._pending = {r: m for r, m in shelf.pending().items() if not shelf.path(r, m.signed.version).exists()}
         self._standing: dict[str, Delegator | None] = {}
         self._roots: list[Root] | None = None
 
@@ -98,7 +96,11 @@ class Ceremony:
         return [c for c in candidates if c is not None and role_in(c, role) is not None]
 
     def head(self, role: str) -> Metadata[Targets] | None:
-        """Return the newest version of a targets role that an authority vouches for, published or not."""
+        """Return the newest version of a targets role that an authority vouches for, published or not.
+
+        Where there is none, because its keys were replaced and the new ones have not signed yet, it is the version
+        that readers see: never a newer one that only the old keys vouch for.
+        """
         authorities = self.authorities(role)
         for version in self._shelf.versions().get(role, ()):
             for authority in authorities:
@@ -106,7 +108,7 @@ class Ceremony:
                     return verified(self._shelf, authority, role, version)
                 except ManagerError:
                     continue
-        return None
+        return self._published(role)
 
     def submit(self, changes: Mapping[str, AnyMetadata]) -> list[Waiting]:
         """Put changed roles up for signature, sign what the keys at hand can, and return what still waits.
@@ -120,9 +122,9 @@ class Ceremony:
         if not sum(self._add_signatures(role, metadata) for role, metadata in changes.items()):
             where = f"{self._keys.directory} holds" if self._keys is not None else "without --keys there is"
             raise ManagerError(f"{where} no key that may sign {', '.join(sorted(changes))}")
-        for role, metadata in changes.items():
-            self._shelf.put_pending(role, metadata)
-        self._move_complete()
+        for role in sorted(changes, key=_height):
+            self._shelf.put_pending(role, changes[role])
+        self.settle()
         return self.waiting()
 
     def sign(self, roles: Sequence[str] = ()) -> list[Waiting]:
@@ -135,8 +137,22 @@ class Ceremony:
                 raise ManagerError(f"{role} does not wait for signatures", remedy="see jobagent catalogue sign")
             if self._add_signatures(role, self._pending[role]):
                 self._shelf.put_pending(role, self._pending[role])
-        self._move_complete()
+        self.settle()
         return self.waiting()
+
+    def settle(self) -> None:
+        """Move what is complete to the shelf.
+
+        From the bottom up, as in `submit`: wherever this is cut short, no role says less than the one before it
+        without those below it that say the rest.
+        """
+        complete = sorted((r for r, m in self._pending.items() if r != ROOT and self.is_complete(r, m)), key=_height)
+        for role in complete:
+            self._shelf.write(role, self._pending.pop(role))
+        for role in self._shelf.pending():
+            if role not in self._pending:
+                self._shelf.drop_pending(role)
+        self._standing.clear()
 
     def waiting(self) -> list[Waiting]:
         """Return what waits for signatures."""
@@ -167,14 +183,19 @@ class Ceremony:
                 raise ManagerError(f"key {signer.public_key.keyid[:12]}… cannot sign {role}: {why}") from error
         return bool(signers)
 
-    def _move_complete(self) -> None:
-        complete = [r for r, m in self._pending.items() if r != ROOT and self.is_complete(r, m)]
-        for role in complete:
-            self._shelf.write(role, self._pending[role])
-        for role in complete:
-            self._shelf.drop_pending(role)
-            del self._pending[role]
-        self._standing.clear()
+    def _published(self, role: str) -> Metadata[Targets] | None:
+        """Return the version of a VO's role or bin that readers see, verified along the chain that they follow."""
+        state = published(self._shelf, self.roots())
+        if state is None or role == TARGETS or role not in state.versions:
+            return None
+        versions, namespace = state.versions, bins.namespace_of(role)
+        try:
+            above = verified(self._shelf, self.root(), TARGETS, versions[TARGETS])
+            for name in dict.fromkeys((namespace, role)):
+                above = verified(self._shelf, above.signed, name, versions[name])
+        except (ManagerError, KeyError):
+            return None
+        return above
 
     def _waiting(self, role: str, metadata: AnyMetadata) -> Waiting:
         authorities = self.authorities(role)
@@ -187,13 +208,6 @@ class Ceremony:
         return worst
 
 
-def role_in(delegator: Delegator, role: str) -> Role | None:
-    """Return what `delegator` says about the keys of `role`, or `None` where it says nothing."""
-    return delegator.roles.get(role) if isinstance(delegator, Root) else delegated(delegator).get(role)
-
-
-def vouches(delegator: Delegator, role: str, metadata: AnyMetadata) -> bool:
-    """Whether `metadata` has the signatures that `delegator` asks for."""
-    if role_in(delegator, role) is None:
-        return False
-    return bool(delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures))
+def _height(role: str) -> int:
+    """Order roles from the bottom up: bins, VOs, targets, root."""
+    return {ROOT: 3, TARGETS: 2}.get(role, 0 if bins.SEPARATOR in role else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobagent.central.ceremony import ROOT
+from jobagent.central.chain import ROOT
 from jobagent.central.shelf import Shelf
 
 

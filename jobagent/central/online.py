@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp
 
 from jobagent.central.adoption import adopt
-from jobagent.central.ceremony import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Ceremony, vouches
+from jobagent.central.ceremony import Ceremony
+from jobagent.central.chain import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Published, published, vouches
 from jobagent.central.keys import KeyStore
 from jobagent.central.shelf import AnyMetadata, Shelf
 from jobagent.errors import ManagerError
@@ -44,32 +45,6 @@ class Gathered:
 
     is_published: bool = False
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The state that readers see: verified timestamp and snapshot, and the versions they name."""
-
-    timestamp: Metadata[Timestamp]
-    snapshot: Metadata[Snapshot]
-
-    @property
-    def versions(self) -> dict[str, int]:
-        """Version of every targets role."""
-        return {name.removesuffix(".json"): meta.version for name, meta in self.snapshot.signed.meta.items()}
-
-
-def published(shelf: Shelf, roots: Sequence[Root]) -> Published | None:
-    """Return what readers see, vouched for by one of `roots`; `None` in a catalogue that never had a timestamp.
-
-    Raises:
-        ManagerError: None of the roots vouches for it, or a file is damaged.
-    """
-    if not shelf.timestamp_path.exists():
-        return None
-    timestamp = _vouched(shelf.read(shelf.timestamp_path), TIMESTAMP, roots)
-    version = timestamp.signed.snapshot_meta.version
-    return Published(timestamp, _vouched(shelf.read(shelf.path(SNAPSHOT, version)), SNAPSHOT, roots))
 
 
 class Online:
@@ -208,9 +183,3 @@ class Online:
 def expiry(role: str, validity: Validity, clock: Callable[[], float]) -> datetime:
     """Return when a signature of `role` made now ends."""
     return datetime.fromtimestamp(int(clock()) + validity.of(role), UTC)
-
-
-def _vouched(metadata: AnyMetadata, role: str, roots: Sequence[Root]) -> AnyMetadata:
-    if metadata.signed.type == role and any(vouches(root, role, metadata) for root in roots):
-        return metadata
-    raise ManagerError(f"{role} v{metadata.signed.version} is not signed by the online key", remedy="restore it")

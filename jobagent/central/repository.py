@@ -22,9 +22,9 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from jobagent import entry
 from jobagent.central import bins, online, placing, rolefile
-from jobagent.central.adoption import delegated, verified
 from jobagent.central.audit import Finding, audit
-from jobagent.central.ceremony import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Ceremony, Waiting
+from jobagent.central.ceremony import Ceremony, Waiting
+from jobagent.central.chain import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, delegated, published, verified
 from jobagent.central.keys import KeyInfo, KeyStore
 from jobagent.central.online import Online, Validity
 from jobagent.central.placing import Draft
@@ -116,7 +116,7 @@ class Repository:
     def roles(self) -> Iterator[tuple[str, Targets]]:
         """Yield every targets role that readers see now, verified against the chain above it."""
         root = Ceremony(self.shelf, None).root()
-        state = online.published(self.shelf, [root])
+        state = published(self.shelf, [root])
         if state is None:
             raise ManagerError(f"{self.directory} has nothing published yet", remedy="jobagent catalogue refresh")
         versions = state.versions
@@ -302,7 +302,9 @@ class Repository:
             ManagerError: The online key is not at hand, or no consistent state can be found.
         """
         with self.shelf.lock():
-            return self._gather(self._ceremony(), is_forced=is_forced, is_required=True)
+            ceremony = self._ceremony()
+            ceremony.settle()
+            return self._gather(ceremony, is_forced=is_forced, is_required=True)
 
     def check(self, *, is_deep: bool = False) -> Iterator[Finding]:
         """Yield everything that is wrong in the directory, and what will be soon."""

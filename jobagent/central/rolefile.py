@@ -12,7 +12,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Role, Root, TargetFile,
 
 from jobagent import entry
 from jobagent.central import bins
-from jobagent.central.adoption import delegated
+from jobagent.central.chain import delegated
 from jobagent.errors import AlreadyPublished, UsageError
 from jobagent.model import Package
 
