@@ -255,7 +255,7 @@ class Glidein:
             if child is not None:
                 offspring.end(child, grace)
         if left := offspring.end_descendants():
-            log.warning("%d processes had to be ended: %s", len(left), ", ".join(map(str, left)))
+            log.warning("%d processes had to be ended: %s", len(left), ", ".join(left))
 
     def _log_file(self, name: str) -> Path:
         return self._directory / "log" / f"{name}.log"

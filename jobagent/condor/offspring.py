@@ -73,9 +73,10 @@ def end(child: subprocess.Popen[bytes], signals: Sequence[tuple[signal.Signals, 
     return child.wait()
 
 
-def end_descendants(*, patience_s: float = 3.0, spared: Sequence[int] = ()) -> list[int]:
-    """End all that still descends from this process, by SIGTERM, then SIGKILL; return the pids that were found."""
-    found = [pid for pid in processes.descendants(os.getpid()) if pid not in spared]
+def end_descendants(*, patience_s: float = 3.0, spared: Sequence[int] = ()) -> list[str]:
+    """End all that still descends from this process, by SIGTERM, then SIGKILL; return what was found running."""
+    _reap(spared)
+    found = [_name(pid) for pid in processes.descendants(os.getpid()) if pid not in spared]
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + patience_s
         while left := [pid for pid in processes.descendants(os.getpid()) if pid not in spared]:
@@ -87,6 +88,14 @@ def end_descendants(*, patience_s: float = 3.0, spared: Sequence[int] = ()) -> l
                 break
             time.sleep(_POLL_S)
     return found
+
+
+def _name(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return str(pid)
+    return f"{pid} ({os.fsdecode(b' '.join(words))[:120].strip()})"
 
 
 def _reap(spared: Sequence[int]) -> None:
