@@ -55,6 +55,8 @@ def publish(directory: Path, name: str = "A", *, size_bytes: int = 4_000_000, se
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     torrent = torrents.create(path, path.name)
+    (directory / "torrents").mkdir(exist_ok=True)
+    (directory / "torrents" / f"{torrent.infohash_v2}.torrent").write_bytes(torrent.data)
     archive = Archive(path.name, "tar.zst", digest, size_bytes, torrent.infohash_v1, torrent.infohash_v2)
     package = Package(PackageId("alice", name, "1"), "Linux-x86_64", archive, Tree(Blob(digest, 1), 1, 1), 1)
     return Published(package, torrent.data, path)
@@ -72,11 +74,12 @@ class Central:
         policy: Policy | None = None,
         swarm: dict[str, object] | None = None,
         port: int = 0,
+        own_address: str = "",
     ) -> None:
         self.directory = directory
-        self.address = address()
+        self.address = own_address or address()
         self.catalogue = FakeCatalogue()
-        self.watch = CatalogueWatch(self.catalogue, period_s=0.2, poll_s=0.05)
+        self.watch = CatalogueWatch(self.catalogue, period_s=0.2, poll_s=0.05, with_legacy=True)
         self.seeder: CatalogueSeeder | None = None
         if is_seeding:
             config = configuration(self.address, "", **(swarm or {}))

@@ -10,7 +10,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 
-from swarm_field import Published
+from tests.swarm_field import Published
 
 UNCHOKE, BITFIELD, REQUEST, PIECE = 1, 5, 6, 7
 

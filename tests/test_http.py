@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from swarm_field import publish
 
 from jobagent.config import Config
 from jobagent.contracts import Context, Order
@@ -22,6 +21,7 @@ from jobagent.model import InputFile, Traffic
 from jobagent_http.inputs import Inputs
 from jobagent_http.settings import HttpSettings
 from jobagent_http.transport import Http
+from tests.swarm_field import publish
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 SIZE = 1_000_000
@@ -184,6 +184,7 @@ HOSTILE: dict[str, tuple[Answer, str]] = {
 }
 
 
+@pytest.mark.acceptance(11)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_mirror_is_left_for_the_next(world: World, case: str) -> None:
     answer, _ = HOSTILE[case]
@@ -209,6 +210,7 @@ def test_wrong_data_of_the_right_length_is_not_kept(world: World) -> None:
     assert world.is_complete()
 
 
+@pytest.mark.acceptance(13)
 def test_slow_drip_is_left_for_the_next_mirror(world: World) -> None:
     enough = threading.Event()
 

@@ -11,10 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from swarm_field import agents, central, publish, wait_until
 
 from jobagent.errors import SupplyError
 from jobagent.model import PackageState
+from tests.swarm_field import agents, central, publish, wait_until
 
 pytestmark = pytest.mark.swarm
 

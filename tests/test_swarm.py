@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from swarm_field import Published, agents, central, publish, wait_until
 
 from jobagent import bencode
 from jobagent.errors import DigestMismatch, HostileArchive, NoFreePort, ScratchUnusable, SupplyError
 from jobagent.model import Traffic
+from tests.swarm_field import Published, agents, central, publish, wait_until
 
 pytestmark = pytest.mark.swarm
 
@@ -32,6 +32,7 @@ def test_archive_arrives_complete_and_from_the_seeder(tmp_path: Path) -> None:
         assert [p.name for p in agent.directory.iterdir()] == ["A.tar.zst"]
 
 
+@pytest.mark.acceptance(3)
 def test_what_fetch_returns_is_on_disk_every_time(tmp_path: Path) -> None:
     """libtorrent says "seeding" before the data is written; `fetch` must not."""
     with central(tmp_path) as services:
@@ -95,6 +96,7 @@ def fetch_half(agent_directory: Path, published: Published, url: str) -> Path:
         return agent.directory
 
 
+@pytest.mark.acceptance(33)
 def test_interrupted_download_goes_on_in_the_next_agent_from_what_was_verified(tmp_path: Path) -> None:
     with central(tmp_path) as services:
         published = services.publish(size_bytes=4_000_000)
@@ -230,6 +232,7 @@ def test_deadline_ends_a_fetch_with_what_is_known_of_it(tmp_path: Path) -> None:
             agent.swarm.fetch(agent.order(published, timeout_s=0.5))
 
 
+@pytest.mark.acceptance(26)
 def test_torrent_that_was_not_signed_is_refused(tmp_path: Path) -> None:
     with central(tmp_path) as services, agents(tmp_path, 1, services.url) as (agent,):
         first, other = services.publish("A"), services.publish("B")
@@ -261,6 +264,7 @@ def test_trackers_and_web_seeds_inside_a_torrent_are_never_asked(tmp_path: Path)
         assert services.tracker.announces > 0
 
 
+@pytest.mark.acceptance(34)
 def test_without_a_free_port_a_node_still_downloads(tmp_path: Path) -> None:
     with central(tmp_path) as services, agents(tmp_path, 1, services.url) as (first,):
         published = services.publish()

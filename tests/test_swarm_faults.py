@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from swarm_field import Agent, Central, address, agents, central, configuration, wait_until
-from swarm_hostile import CorruptPeer, announce_at, tracker_answering
 
 from jobagent.central.tracker import Policy
 from jobagent.contracts import Context
@@ -20,6 +18,8 @@ from jobagent.errors import DiskFull, ScratchUnusable, SupplyError
 from jobagent.events import Events
 from jobagent_swarm.reservation import reserve
 from jobagent_swarm.swarm import Swarm
+from tests.swarm_field import Agent, Central, address, agents, central, configuration, wait_until
+from tests.swarm_hostile import CorruptPeer, announce_at, tracker_answering
 
 pytestmark = pytest.mark.swarm
 SIZE = 4_000_000
@@ -37,6 +37,7 @@ def at_half(services: Central, agent: Agent, action: object) -> object:
     return progress
 
 
+@pytest.mark.acceptance(9)
 def test_seeder_that_dies_at_half_is_replaced_by_the_web_server_and_progress_is_kept(tmp_path: Path) -> None:
     with (
         central(tmp_path, swarm={"upload_rate_bytes": 3_000_000}) as services,
@@ -53,6 +54,7 @@ def test_seeder_that_dies_at_half_is_replaced_by_the_web_server_and_progress_is_
         assert len([w for w in agent.warnings if "no peer delivers" in w]) == 1
 
 
+@pytest.mark.acceptance(9)
 def test_seeder_that_dies_at_half_is_replaced_by_neighbours(tmp_path: Path) -> None:
     with central(tmp_path, swarm={"upload_rate_bytes": 4_000_000}) as services:
         published = services.publish(size_bytes=SIZE)
@@ -65,6 +67,7 @@ def test_seeder_that_dies_at_half_is_replaced_by_neighbours(tmp_path: Path) -> N
             assert all(agent.has(published) for agent in nodes)
 
 
+@pytest.mark.acceptance(10)
 def test_dead_swarm_is_given_up_within_the_timeout_with_the_reasons(tmp_path: Path) -> None:
     with central(tmp_path, is_seeding=False) as services:
         published = services.publish(size_bytes=SIZE)
@@ -90,6 +93,7 @@ BAD_TRACKERS: dict[str, tuple[bytes, bool]] = {
 }
 
 
+@pytest.mark.acceptance(11)
 @pytest.mark.parametrize("case", BAD_TRACKERS)
 def test_bad_tracker_beside_a_good_one_does_no_harm(tmp_path: Path, case: str) -> None:
     answer, is_endless = BAD_TRACKERS[case]
@@ -108,6 +112,7 @@ def test_bad_tracker_beside_a_good_one_does_no_harm(tmp_path: Path, case: str) -
             swarm.close()
 
 
+@pytest.mark.acceptance(11)
 @pytest.mark.parametrize("case", ["garbage", "an endless body", "a redirect to itself"])
 def test_bad_tracker_alone_is_given_up_in_bounded_time(tmp_path: Path, case: str) -> None:
     answer, is_endless = BAD_TRACKERS[case]
@@ -123,6 +128,7 @@ def test_bad_tracker_alone_is_given_up_in_bounded_time(tmp_path: Path, case: str
                 swarm.close()
 
 
+@pytest.mark.acceptance(12)
 def test_corrupt_peer_is_banned_and_the_others_finish(tmp_path: Path) -> None:
     with central(tmp_path, swarm={"upload_rate_bytes": 2_000_000}) as services:
         published = services.publish(size_bytes=SIZE)
@@ -138,6 +144,7 @@ def test_corrupt_peer_is_banned_and_the_others_finish(tmp_path: Path) -> None:
             corrupt.close()
 
 
+@pytest.mark.acceptance(12)
 def test_corrupt_peer_alone_delivers_nothing(tmp_path: Path) -> None:
     with central(tmp_path, is_seeding=False) as services:
         published = services.publish(size_bytes=200_000)
@@ -152,6 +159,7 @@ def test_corrupt_peer_alone_delivers_nothing(tmp_path: Path) -> None:
             corrupt.close()
 
 
+@pytest.mark.acceptance(13)
 def test_slow_drip_is_given_up_and_its_bytes_are_kept(tmp_path: Path) -> None:
     with (
         central(tmp_path, swarm={"upload_rate_bytes": 40_000}) as services,
@@ -197,6 +205,7 @@ def test_reservation_allocates_every_block_and_keeps_what_is_there(tmp_path: Pat
     assert path.read_bytes() == (b"abc" * 700_000)[:1_500_000]
 
 
+@pytest.mark.acceptance(1)
 def test_disk_without_room_is_found_before_the_download_with_both_numbers(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(DiskFull, match=r"need \d+ bytes for file, have \d+ in"):
@@ -236,6 +245,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.acceptance(1, 27)
 def test_small_disk_is_found_before_anything_is_asked_of_the_swarm(tmp_path: Path, small_disk: Path) -> None:
     with central(tmp_path) as services, agents(tmp_path, 1, services.url) as (agent,):
         published = services.publish(size_bytes=SIZE)
@@ -246,6 +256,7 @@ def test_small_disk_is_found_before_anything_is_asked_of_the_swarm(tmp_path: Pat
         assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.acceptance(1)
 def test_disk_that_fills_up_during_the_download_is_never_success(tmp_path: Path, small_disk: Path) -> None:
     """libtorrent itself says "finished" then; the only sign is its file error."""
     with central(tmp_path) as services, agents(tmp_path, 1, services.url) as (agent,):

@@ -75,6 +75,15 @@ def test_trackers_and_web_seeds_inside_a_torrent_are_reported_as_ignored(tmp_pat
     assert torrents.check(hostile).ignored == ("announce", "url-list")
 
 
+def test_torrent_for_old_clients_is_what_libtorrent_would_make_for_v1_alone(tmp_path: Path) -> None:
+    path = archive(tmp_path, 100_000)
+    old = torrents.legacy(torrents.create(path, path.name).data, "http://tracker/announce")
+    theirs = lt.create_torrent(lt.list_files(str(path)), old.piece_size, lt.create_torrent.v1_only)
+    lt.set_piece_hashes(theirs, str(tmp_path))
+    assert lt.bdecode(old.data) == {b"announce": b"http://tracker/announce", b"info": theirs.generate()[b"info"]}
+    assert torrents.check(old.data).infohash_v1 == old.infohash_v1 and old.infohash_v2 == ""
+
+
 def changed(made: torrents.Torrent, **info: bencode.Value | None) -> bytes:
     top = bencode.decode(made.data)
     assert isinstance(top, dict)
@@ -107,6 +116,7 @@ HOSTILE: dict[str, tuple[dict[str, bencode.Value | None], str]] = {
 }
 
 
+@pytest.mark.acceptance(26)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_torrent_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
     info, reason = HOSTILE[case]
@@ -133,6 +143,7 @@ def test_malformed_bencoding_is_refused(data: bytes) -> None:
 needs_material = pytest.mark.skipif(not MATERIAL.is_dir(), reason=f"outside test data absent: {MATERIAL}")
 
 
+@pytest.mark.acceptance(26)
 @needs_material
 def test_every_outside_torrent_is_refused_or_made_safe_quickly() -> None:
     files = sorted(MATERIAL.rglob("*.torrent"))

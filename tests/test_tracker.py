@@ -81,6 +81,7 @@ def test_infohash_that_nobody_signed_is_refused() -> None:
         Field().announce(1, infohash=b"x" * 20)
 
 
+@pytest.mark.acceptance(36)
 @pytest.mark.parametrize("allowed", [None, {}])
 def test_tracker_without_a_verified_list_tracks_nothing(allowed: Mapping[bytes, Tracked] | None) -> None:
     field = Field()
@@ -291,6 +292,7 @@ BAD_TOKENS = {
 }
 
 
+@pytest.mark.acceptance(37)
 @pytest.mark.parametrize("case", BAD_TOKENS)
 def test_bad_token_is_refused(case: str) -> None:
     token, now_s, reason = BAD_TOKENS[case]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import http.client
 import json
 import socket
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from swarm_field import Central, Published, address, central, wait_until
 
 from jobagent import bencode
 from jobagent.central import tokens
@@ -22,6 +22,7 @@ from jobagent.central.web import Services, build
 from jobagent.central.webserver import WebServer
 from jobagent.errors import ConfigurationError, NoFreePort
 from jobagent.model import PackageState
+from tests.swarm_field import Central, Published, address, central, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,18 @@ def test_archive_is_served_whole_by_range_and_by_head(services: Central, publish
     assert (status, body, headers["content-length"]) == (200, b"", "100000") and "date" in headers
 
 
+def test_torrent_for_old_clients_names_our_tracker_and_is_tracked(services: Central, published: Published) -> None:
+    path = f"/torrents/v1/{published.package.archive.infohash_v2}.torrent"
+    status, body, headers = get(services, path)
+    assert status == 200 and headers["content-type"] == "application/x-bittorrent"
+    top = bencode.decode(body)
+    assert top[b"announce"] == f"{services.url}/announce".encode()
+    infohash = hashlib.sha1(bencode.encode(top[b"info"])).digest()
+    assert b"interval" in announce(services, published, source=address(), info_hash=infohash)
+    for wrong in ("0" * 64, "..%2f..%2fkeys", published.package.key):
+        assert get(services, f"/torrents/v1/{wrong}.torrent")[0] == 404
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -156,6 +169,7 @@ def test_banned_package_is_tracked_no_more_within_a_second(services: Central) ->
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.acceptance(36)
 def test_unverifiable_catalogue_closes_the_tracker_and_says_so(tmp_path: Path) -> None:
     with central(tmp_path, is_seeding=False) as services:
         published = services.publish(size_bytes=20_000)
@@ -168,6 +182,7 @@ def test_unverifiable_catalogue_closes_the_tracker_and_says_so(tmp_path: Path) -
         assert json.loads(get(services, "/status.json")[1])["catalogue"]["is_verified"] is False
 
 
+@pytest.mark.acceptance(36)
 def test_emptied_catalogue_tracks_nothing(tmp_path: Path) -> None:
     with central(tmp_path, is_seeding=False) as services:
         published = services.publish(size_bytes=20_000)
@@ -175,6 +190,7 @@ def test_emptied_catalogue_tracks_nothing(tmp_path: Path) -> None:
         wait_until(lambda: b"failure reason" in announce(services, published, source=address()))
 
 
+@pytest.mark.acceptance(37)
 def test_tokens_are_asked_for_where_the_vo_wants_them(tmp_path: Path) -> None:
     key, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     soon = int(time.time()) + 600

@@ -72,8 +72,13 @@ class CentralHost:
         self._scratch = tempfile.TemporaryDirectory(prefix="jobagent-central-")
         self._renewal = _Renewal(options.directory, options.keys) if options.directory and options.keys else None
         catalogue = _catalogue(options, Path(self._scratch.name))
-        changed = _changes_of(options.directory / "metadata" / "timestamp.json") if options.directory else None
-        self.watch = CatalogueWatch(catalogue, period_s=settings.refresh_s, poll_s=0.5, has_changed=changed)
+        self.watch = CatalogueWatch(
+            catalogue,
+            period_s=settings.refresh_s,
+            poll_s=0.5,
+            has_changed=_changes_of(options.directory / "metadata" / "timestamp.json") if options.directory else None,
+            with_legacy=options.directory is not None,
+        )
         self.seeder = self._make_seeder(config) if options.is_seeding else None
         tracker = self._make_tracker(settings) if options.is_tracking else None
         directory = options.directory if options.is_serving else None

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobagent.central.watch import CatalogueWatch, Snapshot
+from jobagent.central import torrents
+from jobagent.central.watch import LEGACY_SUFFIX, CatalogueWatch, Snapshot
 from jobagent.config import Config
 from jobagent.contracts import Catalogue, Context
 from jobagent.errors import JobAgentError
@@ -40,6 +41,7 @@ class CatalogueSeeder:
         self._lock = threading.Lock()
         self._seeded: dict[str, Package] = {}
         self._refused: set[str] = set()
+        self._legacy: set[str] = set()
 
     def follow(self, watch: CatalogueWatch) -> None:
         """Seed what `watch` sees from now on."""
@@ -53,6 +55,8 @@ class CatalogueSeeder:
         with self._lock:
             for key in self._seeded.keys() - wanted.keys():
                 self._swarm.unseed(key)
+                self._swarm.unseed(key + LEGACY_SUFFIX)
+                self._legacy.discard(key + LEGACY_SUFFIX)
                 log.info("no longer seeding %s", self._seeded.pop(key).id)
             for key in wanted.keys() - self._seeded.keys():
                 if self._seed(wanted[key], catalogue):
@@ -64,8 +68,13 @@ class CatalogueSeeder:
             return dict(self._seeded)
 
     def port_of(self, key: str) -> int:
-        """The listening port where the archive of that digest is seeded, else 0."""
-        return self._swarm.port() if key in self._seeded else 0
+        """The port where that swarm is seeded, else 0; a swarm of old clients is joined when it is asked for."""
+        package = self._seeded.get(key.removesuffix(LEGACY_SUFFIX))
+        if package is None:
+            return 0
+        if key.endswith(LEGACY_SUFFIX) and key not in self._legacy:
+            self._seed_legacy(package, key)
+        return self._swarm.port()
 
     def status(self) -> Mapping[str, float]:
         """Counters, as of any `Seeder`."""
@@ -74,6 +83,18 @@ class CatalogueSeeder:
     def close(self) -> None:
         """Leave all swarms."""
         self._swarm.close()
+
+    def _seed_legacy(self, package: Package, key: str) -> None:
+        """Offer the same file under its v1-only torrent."""
+        self._legacy.add(key)
+        archive = package.archive
+        path = self._directory / "archives" / package.key / archive.file_name
+        try:
+            hybrid = (self._directory / "torrents" / f"{archive.infohash_v2}.torrent").read_bytes()
+            torrent = torrents.legacy(hybrid)
+            self._swarm.offer(key, path, torrent.data, torrent.infohash_v1)
+        except (JobAgentError, OSError) as error:
+            log.error("cannot seed %s for old clients: %s", package.id, error)
 
     def _seed(self, package: Package, catalogue: Catalogue) -> bool:
         archive = self._directory / "archives" / package.key / package.archive.file_name

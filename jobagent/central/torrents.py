@@ -101,6 +101,29 @@ def create(archive: Path, file_name: str) -> Torrent:
     return Torrent(data, hashlib.sha1(encoded, usedforsecurity=False).hexdigest(), _sha256(encoded).hex(), piece_size)
 
 
+def legacy(data: bytes, announce: str = "") -> Torrent:
+    """Return the v1-only torrent of the same file as the hybrid torrent `data`, for clients that know only BEP 3.
+
+    Widespread releases of aria2 (1.36) and transmission (3.00) cannot read the v2 part of a hybrid torrent.  The
+    result follows from `data` alone, so whoever trusts the one trusts the other; it is a swarm of its own.
+
+    Raises:
+        HostileArchive: `data` is not a torrent of one plain file.
+    """
+    check(data)
+    top = bencode.decode(data, max_bytes=MAX_TORRENT_BYTES, max_depth=MAX_DEPTH)
+    info = top[b"info"] if isinstance(top, dict) else None
+    assert isinstance(info, dict)  # checked
+    old = {key: value for key, value in info.items() if key not in (b"file tree", b"meta version")}
+    encoded = bencode.encode(old)
+    whole: dict[bytes, bencode.Encodable] = {b"info": old}
+    if announce:
+        whole[b"announce"] = announce
+    piece_size = int(old[b"piece length"])  # type: ignore[arg-type]
+    infohash = hashlib.sha1(encoded, usedforsecurity=False).hexdigest()
+    return Torrent(bencode.encode(whole), infohash, "", piece_size)
+
+
 def check(data: bytes) -> TorrentSummary:
     """Return what `data` describes, in bounded time and memory.
 

@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from jobagent.central import torrents
 from jobagent.central.tracker import Tracked
 from jobagent.contracts import Catalogue, Freshness
 from jobagent.errors import CatalogueUnreachable, JobAgentError, SupplyError
 from jobagent.model import Package, PackageState
+
+LEGACY_SUFFIX = ".v1"  # in the key of the swarm of a v1-only torrent
 
 log = logging.getLogger("jobagent.central")
 
@@ -24,7 +27,7 @@ log = logging.getLogger("jobagent.central")
 class Snapshot:
     """All packages of a verified catalogue that may be distributed; banned ones are left out.
 
-    `tracked` is by 20-byte infohash: v1, and v2 truncated (BEP 52).
+    `tracked` is by 20-byte infohash: v1, v2 truncated (BEP 52), and that of the v1-only torrent for old clients.
     """
 
     freshness: Freshness
@@ -32,8 +35,16 @@ class Snapshot:
     tracked: Mapping[bytes, Tracked] = field(default_factory=dict)
 
 
-def take(catalogue: Catalogue) -> Snapshot:
-    """Refresh the catalogue and list it; raises SupplyError or TrustError as the catalogue does."""
+def legacy_key(package: Package) -> str:
+    """The key of the swarm of a package's v1-only torrent."""
+    return package.key + LEGACY_SUFFIX
+
+
+def take(catalogue: Catalogue, legacy_of: Callable[[Package], str] = lambda package: "") -> Snapshot:
+    """Refresh the catalogue and list it; raises SupplyError or TrustError as the catalogue does.
+
+    `legacy_of` returns the infohash of a package's v1-only torrent, or nothing where it has none.
+    """
     freshness = catalogue.refresh()
     packages = [
         package
@@ -48,6 +59,8 @@ def take(catalogue: Catalogue) -> Snapshot:
         tracked[bytes.fromhex(package.archive.infohash_v2)[:20]] = swarm
         if package.archive.infohash_v1:
             tracked[bytes.fromhex(package.archive.infohash_v1)] = swarm
+        if legacy := legacy_of(package):
+            tracked[bytes.fromhex(legacy)] = Tracked(legacy_key(package), package.id.namespace)
     return Snapshot(freshness, tuple(packages), tracked)
 
 
@@ -57,6 +70,7 @@ class CatalogueWatch:
     Args:
         catalogue: Asked only in the watch's own thread.
         has_changed: Cheap test called every `poll_s`; None: the period alone.
+        with_legacy: Whether the v1-only torrents are tracked too; costs a look at each package's torrent, once.
         clock: Seconds since the epoch, as expiry is.
     """
 
@@ -67,12 +81,15 @@ class CatalogueWatch:
         period_s: float = 30.0,
         poll_s: float = 1.0,
         has_changed: Callable[[], bool] | None = None,
+        with_legacy: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._catalogue = catalogue
         self._period_s = period_s
         self._poll_s = poll_s
         self._has_changed = has_changed
+        self._with_legacy = with_legacy
+        self._legacy: dict[str, str] = {}
         self._clock = clock
         self._snapshot: Snapshot | None = None
         self._listeners: list[Callable[[Snapshot | None], None]] = []
@@ -126,7 +143,7 @@ class CatalogueWatch:
     def _take(self) -> None:
         """Replace the snapshot; an unreachable catalogue keeps it until that expires, anything worse drops it."""
         try:
-            self._snapshot = take(self._catalogue)
+            self._snapshot = take(self._catalogue, self._legacy_of)
             self.last_error = ""
         except (CatalogueUnreachable, SupplyError) as error:
             self._note(error)
@@ -141,6 +158,17 @@ class CatalogueWatch:
                 listener(self._snapshot)
             except Exception:  # a border: the watch outlives what it feeds
                 log.exception("a service failed on a new catalogue")
+
+    def _legacy_of(self, package: Package) -> str:
+        """The infohash of the v1-only torrent, remembered; empty where the torrent cannot be had."""
+        key = package.archive.infohash_v2
+        if self._with_legacy and key not in self._legacy:
+            try:
+                self._legacy[key] = torrents.legacy(self._catalogue.torrent(package.archive)).infohash_v1
+            except JobAgentError as error:
+                log.warning("no torrent for old clients of %s: %s", package.id, error)
+                self._legacy[key] = ""
+        return self._legacy.get(key, "")
 
     def _note(self, error: JobAgentError) -> None:
         if str(error) != self.last_error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,18 +19,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobagent.central import announces, tokens
+from jobagent.central import announces, tokens, torrents
 from jobagent.central.neighbours import Neighbourhood
 from jobagent.central.pilotweb import SCRIPT, PilotEndpoint
 from jobagent.central.seeder import CatalogueSeeder
 from jobagent.central.tracker import Announce, Refused, Tracker
 from jobagent.central.watch import CatalogueWatch
+from jobagent.errors import HostileArchive
 
+_INFOHASH_V2 = re.compile(r"[0-9a-f]{64}")
 CATALOGUE_DIRECTORIES = ("metadata", "archives", "torrents", "objects")
 
 
@@ -60,6 +63,7 @@ def build(services: Services) -> Starlette:
             Route("/scrape", ScrapeEndpoint(services.tracker)),
         ]
     if services.directory is not None:
+        routes.append(Route("/torrents/v1/{infohash}.torrent", _legacy_torrent(services.directory)))
         for name in CATALOGUE_DIRECTORIES:
             files = StaticFiles(directory=services.directory / name, check_dir=False)
             routes.append(Mount(f"/{name}", app=_Counted(files, services)))
@@ -232,6 +236,23 @@ def _page(services: Services) -> Callable[[Request], object]:
 def _status(services: Services) -> Callable[[Request], object]:
     async def answer(request: Request) -> JSONResponse:
         return JSONResponse(status(services, await _seeder_numbers(services)), headers={"cache-control": "no-store"})
+
+    return answer
+
+
+def _legacy_torrent(directory: Path) -> Callable[[Request], object]:
+    """A torrent for clients that know only BEP 3, with our tracker inside; named by the v2 infohash."""
+
+    def answer(request: Request) -> Response:
+        infohash = request.path_params["infohash"]
+        if not _INFOHASH_V2.fullmatch(infohash):
+            return Response(status_code=404)
+        try:
+            hybrid = (directory / "torrents" / f"{infohash}.torrent").read_bytes()
+            made = torrents.legacy(hybrid, f"{request.base_url}announce")
+        except (OSError, HostileArchive):
+            return Response(status_code=404)
+        return Response(made.data, media_type="application/x-bittorrent")
 
     return answer
 

@@ -331,24 +331,27 @@ def piece_size_of(parameters: lt.add_torrent_params) -> int:
     return parameters.ti.piece_length()
 
 
-def load(torrent: bytes, infohash_v2: str) -> lt.add_torrent_params:
+def load(torrent: bytes, infohash: str) -> lt.add_torrent_params:
     """Decode a torrent within tight limits and strip it of trackers, web seeds and peers.
 
+    `infohash` is the expected one in hex: v2, or v1 where it has 40 digits.
+
     Raises:
-        DigestMismatch: Its v2 infohash is not the signed one.
+        DigestMismatch: Its infohash is not the expected one.
         HostileArchive: It cannot be read, or holds anything but one file.
     """
     try:
         limits: Any = LOAD_LIMITS
         parameters: lt.add_torrent_params = lt.load_torrent_buffer(torrent, limits)
     except RuntimeError as error:
-        raise HostileArchive(f"torrent {infohash_v2[:12]}… is refused: {error}") from error
+        raise HostileArchive(f"torrent {infohash[:12]}… is refused: {error}") from error
     assert parameters.ti is not None
-    found = str(parameters.ti.info_hashes().v2)
-    if found != infohash_v2:
-        raise DigestMismatch(f"torrent has infohash {found[:12]}…, signed is {infohash_v2[:12]}…")
+    hashes = parameters.ti.info_hashes()
+    found = str(hashes.v1 if len(infohash) == 40 else hashes.v2)
+    if found != infohash:
+        raise DigestMismatch(f"torrent has infohash {found[:12]}…, signed is {infohash[:12]}…")
     if parameters.ti.num_files() != 1:
-        raise HostileArchive(f"torrent {infohash_v2[:12]}… holds {parameters.ti.num_files()} files, expected is one")
+        raise HostileArchive(f"torrent {infohash[:12]}… holds {parameters.ti.num_files()} files, expected is one")
     parameters.trackers, parameters.tracker_tiers = [], []
     parameters.url_seeds, parameters.http_seeds = [], []
     parameters.dht_nodes, parameters.peers = [], []

@@ -126,16 +126,20 @@ class Swarm:
             raise ScratchUnusable(f"cannot seed {archive}: {error.strerror}") from error
         if size != package.archive.size_bytes:
             raise ScratchUnusable(f"cannot seed {archive}: it has {size} bytes, not {package.archive.size_bytes}")
+        self.offer(package.key, archive, torrent, package.archive.infohash_v2)
+
+    def offer(self, key: str, archive: Path, torrent: bytes, infohash: str) -> None:
+        """Offer a verified file under any name for it; `unseed` takes that name."""
         with self._lock:
-            offer = self._offers.get(package.key)
+            offer = self._offers.get(key)
             if offer is not None and (offer.path == archive or _follow(offer, archive)):
                 offer.is_provisional = False
                 return
-            parameters = load(torrent, package.archive.infohash_v2)
+            parameters = load(torrent, infohash)
             if offer is not None:
                 self._open_session().remove(offer.torrent)
             added = self._open_session().add(parameters, archive, _ignore, is_complete=True)
-            self._offers[package.key] = _Offer(added, archive, is_provisional=False)
+            self._offers[key] = _Offer(added, archive, is_provisional=False)
 
     def unseed(self, key: str) -> None:
         """Stop offering; when it returns the file is no longer read."""
