@@ -53,6 +53,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def command_name(pid: int) -> str:
+    """Return the name of the program that a process runs, cut to 15 bytes (proc(5) comm); empty where it ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
 def _parent(pid: int) -> int:
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()

@@ -257,7 +257,10 @@ def _report(channel: socket.socket, status: int, wall_s: float) -> None:
 
 
 def _signal_tree(number: int) -> None:
+    """Signal all below us; bubblewrap only by SIGKILL: it would take the payload with it before it has cleaned up."""
     for pid in processes.descendants(os.getpid()):
+        if number != signal.SIGKILL and processes.command_name(pid) == "bwrap":
+            continue
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
