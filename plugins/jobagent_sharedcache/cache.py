@@ -68,10 +68,8 @@ class SharedCache:
         self._may_view = may_view
         self._layout = layout = Layout(root)
         self._is_degraded = _check_disk(settings, root, network_type)
-        try:
+        with filesystem.errors_of_ours(f"cannot make the cache {root}"):
             layout.prepare()
-        except OSError as error:
-            raise filesystem.as_site_error(error, f"cannot make the cache {root}") from error
         self._leases = Leases(layout, max_age_s=settings.lease_max_age_s, is_network_disk=self._is_degraded)
         self._shelf = Shelf(layout, self._leases.boot)
         self._store = Store(layout, self._leases.boot)
@@ -110,7 +108,7 @@ class SharedCache:
         key, delay_s = package.key, FIRST_WAIT_S
         holder = Holder(holder.pid, holder.start_ticks, holder.job_id[:MAX_JOB_ID], holder.uid)
         waiting = progress.Waiting(self._layout.progress(key), key, str(package.id), self._events)
-        try:
+        with filesystem.errors_of_ours(f"cannot install {package.id} in {self.root}"):
             while True:
                 with locks.attempted(self._layout.lock(key), exclusive=False) as is_held:
                     if is_held and (record := self._usable(key, holder)):
@@ -124,16 +122,15 @@ class SharedCache:
                 elif cancelled.wait(delay_s):
                     raise SupplyError(f"cancelled while waiting for the installation of {package.id}")
                 delay_s = min(2 * delay_s, LONGEST_WAIT_S)
-        except OSError as error:
-            raise filesystem.as_site_error(error, f"cannot install {package.id} in {self.root}") from error
 
     def release(self, lease: Lease) -> None:
         """End a lease; idempotent."""
         key = lease.installed.package.key
-        if self._leases.remove(key, lease.id) and self._settings.keep_archives is KeepArchives.LEASED:
-            with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
-                if is_held:
-                    self._drop_idle_archive(key)
+        with filesystem.errors_of_ours(f"cannot release {lease.installed.package.id} in {self.root}"):
+            if self._leases.remove(key, lease.id) and self._settings.keep_archives is KeepArchives.LEASED:
+                with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
+                    if is_held:
+                        self._drop_idle_archive(key)
 
     def entries(self) -> Sequence[CacheEntry]:
         """What is installed now; a package that several VOs named is there once for each."""
@@ -168,14 +165,14 @@ class SharedCache:
         """Remove a package; False where it is leased, pinned or absent."""
         if not is_key(key):
             return False
-        with locks.held(self._layout.quota_lock):
+        with filesystem.errors_of_ours(f"cannot evict {key} from {self.root}"), locks.held(self._layout.quota_lock):
             return self._evict(key)
 
     def verify(self, key: str) -> bool:
         """Hash the tree; a damaged one is set aside and its stored files are never linked again."""
         if not is_key(key):
             return False
-        with locks.held(self._layout.lock(key)):
+        with filesystem.errors_of_ours(f"cannot verify {key} in {self.root}"), locks.held(self._layout.lock(key)):
             return self._shelf.record(key) is not None and self._recheck(key)
 
     def close(self) -> None:
@@ -206,19 +203,24 @@ class SharedCache:
         """Keep a package from eviction, or no longer."""
         if not is_key(key) or self._shelf.record(key) is None:
             return False
-        if is_pinned:
-            self._layout.pin(key).touch()
-        else:
-            self._layout.pin(key).unlink(missing_ok=True)
+        with filesystem.errors_of_ours(f"cannot pin {key} in {self.root}"):
+            if is_pinned:
+                self._layout.pin(key).touch()
+            else:
+                self._layout.pin(key).unlink(missing_ok=True)
         return True
 
     def usage(self) -> CacheUsage:
         """What is used now."""
-        with locks.held(self._layout.quota_lock):
+        with filesystem.errors_of_ours(f"cannot measure {self.root}"), locks.held(self._layout.quota_lock):
             return self._room.usage()
 
     def sweep(self) -> int:
         """Remove what ended agents left, each thing only under the lock of its key; return ended leases."""
+        with filesystem.errors_of_ours(f"cannot sweep {self.root}"):
+            return self._sweep()
+
+    def _sweep(self) -> int:
         ended = 0
         for key in sorted(self._layout.all_keys()):
             with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
@@ -230,8 +232,8 @@ class SharedCache:
         self._leases.sweep_sessions()
         with locks.held(self._layout.quota_lock):  # nobody deletes in trash/ without it
             for path in self._layout.trash.iterdir():
-                filesystem.remove_tree(path)
                 self._store.distrust()
+                filesystem.remove_tree(path)
             self._room.clear_leftovers(older_than_s=self._settings.partial_max_age_s)
         return ended
 
@@ -320,8 +322,8 @@ class SharedCache:
     def _sweep_key(self, key: str) -> None:
         """Remove what an ended builder of `key` left; exclusively locked."""
         for path in self._layout.staged(key):
-            filesystem.remove_tree(path)
             self._store.distrust()
+            filesystem.remove_tree(path)
         self._layout.reservation(key).unlink(missing_ok=True)
         for path in self._layout.progress(key).parent.glob(f"{key}*"):
             path.unlink(missing_ok=True)

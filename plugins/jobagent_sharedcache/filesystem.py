@@ -8,10 +8,10 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jobagent.plugin import DiskFull, JobAgentError, ScratchUnusable
+from jobagent.plugin import DiskFull, ScratchUnusable
 
 BLOCK_BYTES = 4096
 
@@ -120,11 +120,15 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def as_site_error(error: OSError, what: str) -> JobAgentError:
-    """Return the error of ours for one of the operating system."""
-    if error.errno in _NO_ROOM:
-        return DiskFull(f"{what}: {error.strerror}", remedy="free space or raise the quota of the disk")
-    return ScratchUnusable(f"{what}: {error.strerror or error}")
+@contextlib.contextmanager
+def errors_of_ours(what: str) -> Iterator[None]:
+    """Raise DiskFull or ScratchUnusable for what the operating system raises in the block; `what` was tried."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(f"{what}: {error.strerror}", remedy="free space or raise the quota of the disk") from error
+        raise ScratchUnusable(f"{what}: {error.strerror or error}", remedy="check the disk") from error
 
 
 def free_space(path: Path) -> tuple[int, int, int]:

@@ -168,7 +168,8 @@ class Leases:
         """End the session: leases that this agent took for itself end, those of other processes stay."""
         with self._guard:
             if self._descriptor >= 0:
-                (self._layout.sessions / self._session).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the next sweep removes it
+                    (self._layout.sessions / self._session).unlink(missing_ok=True)
                 os.close(self._descriptor)
                 self._descriptor = -1
 

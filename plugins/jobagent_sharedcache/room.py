@@ -133,8 +133,8 @@ class Room:
         limit_s = time.time() - older_than_s
         for path in self._layout.quarantine.iterdir():
             if path.stat().st_mtime <= limit_s:
-                filesystem.remove_tree(path)
                 self._store.distrust()
+                filesystem.remove_tree(path)
         installed = set(self._layout.package_keys())
         for key in self._layout.archive_sizes().keys() - installed:
             files = self._layout.archive_files(key)

@@ -55,7 +55,7 @@ class Store:
         return books
 
     def distrust(self) -> None:
-        """Have the books rebuilt at their next use."""
+        """Have the books rebuilt at their next use; called before the store or a tree of links is changed."""
         self._layout.books.unlink(missing_ok=True)
 
     def share(self, tree: Path, entries: Sequence[ManifestEntry], books: Books, *, verify_stored: bool) -> int:
@@ -99,10 +99,10 @@ class Store:
 
     def drop(self, entries: Sequence[ManifestEntry]) -> None:
         """Let no later tree use the stored copies of `entries`: they were found changed."""
+        self.distrust()
         for entry in entries:
             if entry.kind == "f":
                 self._layout.stored(entry).unlink(missing_ok=True)
-        self.distrust()
 
     def _is_good(self, stored: Path, entry: ManifestEntry, books: Books, verify_stored: bool) -> bool:
         try:
