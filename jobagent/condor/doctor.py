@@ -84,7 +84,7 @@ class Facts:
     port_error: str = ""
     ports: str = "0"
     swarm: str = ""
-    closed_to_jobs: str = ""  # why other users cannot start our programs
+    start_error: str = ""  # why an unprivileged user cannot start our programs
 
     def words(self, name: str) -> list[str]:
         """A list parameter, split at blanks and commas."""
@@ -154,8 +154,8 @@ def programs(facts: Facts) -> Iterator[Finding]:
             problems.append(f"{path} is missing or not executable")
         elif part := writable_by_others(path):
             problems.append(f"{part} is writable by everybody")
-    if facts.is_root and facts.closed_to_jobs:
-        problems.append(f"{facts.closed_to_jobs} cannot be read by the jobs' users")
+    if facts.start_error and not problems:
+        problems.append(f"an unprivileged user cannot start {_ours(facts, 'transfer')}: {facts.start_error}")
     for problem in problems:
         yield Finding(
             name, Level.ERROR, problem, "run jobagent condor configure with an interpreter that all may read"
@@ -278,14 +278,6 @@ def writable_by_others(path: Path) -> Path | None:
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             return part
     return None
-
-
-def closed_part(path: Path) -> Path | None:
-    """Return the file or directory that keeps other users from `path`, if there is one."""
-    resolved = path.resolve()
-    if not resolved.stat().st_mode & stat.S_IROTH:
-        return resolved
-    return next((part for part in reversed(resolved.parents) if not part.stat().st_mode & stat.S_IXOTH), None)
 
 
 def condor_ids(facts: Facts) -> tuple[int, int] | None:

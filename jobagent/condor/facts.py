@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,15 +17,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jobagent
-from jobagent.condor.doctor import Disk, Facts, Web, closed_part
+from jobagent.condor.doctor import Disk, Facts, Web
 from jobagent.config import Config, NodeSettings
+from jobagent.errors import one_line
 from jobagent.node import client
 from jobagent.node.service import socket_of
 
 TOOL_TIMEOUT_S = 20.0
 WEB_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 8 << 20
+_NOBODY = 65534  # of every Linux
 
 
 def gather(config: Config) -> Facts:
@@ -49,7 +49,7 @@ def gather(config: Config) -> Facts:
         swarm=swarm,
         ports=port_spec,
         port_error=_port_error(config, port_spec) if status is None else "",
-        closed_to_jobs=_closed(),
+        start_error=_start_error(parameters.get("JOBAGENT_LIBEXEC", "")),
     )
 
 
@@ -149,11 +149,25 @@ def _asked(purpose: str, url: str) -> tuple[Web, bytes]:
     return Web(purpose, url, clock_offset_s=time.time() - date), body
 
 
-def _closed() -> str:
-    for path in (Path(sys.executable), Path(jobagent.__file__), Path(os.__file__)):
-        if part := closed_part(path):
-            return str(part)
-    return ""
+def _start_error(libexec: str) -> str:
+    """Start one of our programs as a job would, as nobody where we are root; return what went wrong."""
+    program = Path(libexec) / "transfer"
+    if not libexec or not program.exists():
+        return ""
+    as_nobody: dict[str, Any] = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    try:
+        done = subprocess.run(
+            [program, "-classad"],
+            capture_output=True,
+            text=True,
+            timeout=TOOL_TIMEOUT_S,
+            check=False,
+            cwd="/",
+            **as_nobody,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return one_line(done.stderr or f"exit code {done.returncode}") if done.returncode else ""
 
 
 def _value(config: Config, section: str, key: str, default: Any) -> Any:

@@ -62,9 +62,13 @@ def add(
     *,
     config: str = "",
     sections: Mapping[str, str] | None = None,
+    catalogue: str = "",
     wait: bool = True,
 ) -> EquippedPoint:
-    """Start an execution point with the agent on it; `sections` adds lines to a section of the agent's settings."""
+    """Start an execution point with the agent on it.
+
+    `sections` adds lines to sections of the agent's settings, `catalogue` is another URL than the world's.
+    """
     point = pool.new_execution_point(name, config=f"{QUICK}\n{config}")
     service = accounts.of_daemons() if point.is_root else point.account
     equipped = EquippedPoint(
@@ -78,7 +82,7 @@ def add(
         os.chown(directory, service.uid, service.gid)
     lines = {
         "site": f'name = "test"\nscratch = "{point.directory}/scratch"\naddress = "{point.address}"\n',
-        "catalogue": f'urls = ["{world.url}"]\nroot = "{world.root}"\nrefresh_interval_s = 1.0\n',
+        "catalogue": f'urls = ["{catalogue or world.url}"]\nroot = "{world.root}"\nrefresh_interval_s = 1.0\n',
         "job": 'vo = "alice"\nfetch_timeout_s = 60.0\n',
         "node": f'socket = "{equipped.socket}"\nsocket_mode = 0o666\nrefresh_interval_s = 1.0\npause_s = 5.0\n'
         + (f'user = "{service.name}"\n' if point.is_root else ""),

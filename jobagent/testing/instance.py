@@ -139,6 +139,13 @@ class Instance:
         """Whether its master has not ended."""
         return self._warden is not None and self._warden.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The process that all of its processes descend from; it survives the master's end by a moment only."""
+        if self._warden is None:
+            raise ConfigurationError(f"{self.directory} does not run")
+        return self._warden.pid
+
     def ask_to_stop(self) -> None:
         """Begin to stop without waiting, so that several instances stop at the same time; idempotent."""
         if self._warden is not None and self._warden.stdin is not None:
@@ -158,7 +165,12 @@ class Instance:
             raise
 
     def tool(
-        self, name: str, *arguments: str, account: Account | None = None, stdin: str = "", directory: Path | None = None
+        self,
+        name: str,
+        *arguments: str,
+        account: Account | None = None,
+        stdin: str = "",
+        directory: Path | None = None,
     ) -> str:
         """Run an HTCondor tool against this instance and return its output.
 
@@ -171,7 +183,12 @@ class Instance:
         return done.stdout
 
     def try_tool(
-        self, name: str, *arguments: str, account: Account | None = None, stdin: str = "", directory: Path | None = None
+        self,
+        name: str,
+        *arguments: str,
+        account: Account | None = None,
+        stdin: str = "",
+        directory: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run an HTCondor tool and return how it ended, as `account` in `directory` (default: its own)."""
         done: subprocess.CompletedProcess[str] = subprocess.run(

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jobagent
-from jobagent.condor import doctor
 
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3"}
 _PATCH_TIMEOUT_S = 30.0
@@ -38,9 +37,17 @@ def readable(directory: Path) -> Interpreter:
     """
     packages = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
     needed = [Path(sys.executable), *packages, *_own_packages()]
-    if any(map(doctor.closed_part, needed)):
+    if any(map(closed_part, needed)):
         return _copy(directory)
     return Interpreter(Path(sys.executable), Path(jobagent.__file__).parent.parent)
+
+
+def closed_part(path: Path) -> Path | None:
+    """Return the file or directory that keeps other users from `path`, if there is one."""
+    resolved = path.resolve()
+    if not resolved.stat().st_mode & stat.S_IROTH:
+        return resolved
+    return next((part for part in reversed(resolved.parents) if not part.stat().st_mode & stat.S_IXOTH), None)
 
 
 def _own_packages() -> list[Path]:

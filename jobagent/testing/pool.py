@@ -116,7 +116,7 @@ class Pool:
     def add_execution_point(
         self, name: str, *, config: str = "", wait: bool = True, environment: Mapping[str, str] | None = None
     ) -> Instance:
-        """Start a machine of its own: master and startd on the next free 127/8 address; `EPName` in its ad is `name`."""
+        """Start a machine of its own: master and startd on the next 127/8 address; `EPName` in its ad is `name`."""
         point = self.new_execution_point(name, config=config, environment=environment)
         point.start()
         if wait:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from condor_site import Site
 
 from jobagent.condor import doctor
 from jobagent.condor.configure import ROLES, Installation, plan, template, write
 from jobagent.condor.doctor import Disk, Facts, Level, Web
 from jobagent.condor.facts import parameters_of
 from jobagent.errors import ConfigurationError
+from jobagent.testing.equipped import EquippedPoint
 
 
 @pytest.fixture
@@ -112,7 +117,7 @@ def test_programs_that_jobs_could_change_are_an_error(healthy: Facts) -> None:
         ({"socket_mode": 0o600}, ("security", Level.ERROR)),
         ({"status": None, "service_error": "no answer"}, ("node service", Level.ERROR)),
         ({"port_error": "all taken"}, ("ports", Level.WARNING)),
-        ({"closed_to_jobs": "/root"}, ("programs", Level.ERROR)),
+        ({"start_error": "Permission denied"}, ("programs", Level.ERROR)),
         ({"disks": (Disk("EXECUTE", Path("/e"), 1 << 20, 10**7),)}, ("disk", Level.WARNING)),
         ({"webs": (Web("catalogue", "u", reason="refused"),)}, ("catalogue", Level.ERROR)),
         ({"webs": (Web("tracker", "u", reason="refused", is_optional=True),)}, ("tracker", Level.WARNING)),
@@ -146,3 +151,32 @@ def test_planning_writes_nothing(tmp_path: Path) -> None:
 def test_a_dump_of_parameters_is_read() -> None:
     dump = "# Configuration from machine x\nA = 1\nlower = a = b\nEMPTY = \n"
     assert parameters_of(dump) == {"A": "1", "LOWER": "a = b", "EMPTY": ""}
+
+
+@pytest.mark.condor
+def test_the_doctor_finds_a_working_machine_well_and_a_broken_one_ill(site: Site) -> None:
+    point = site.point("ep1")
+    healthy = check(site, point)
+    assert [f for f in healthy if f["level"] == "error"] == []
+    assert {"HTCondor", "settings", "programs", "node service", "catalogue", "tracker", "clock"} <= {
+        f["check"] for f in healthy
+    }
+    point.point.configure("99-broken", "DAEMON_LIST = MASTER, STARTD\nFILETRANSFER_PLUGINS = /gone\n")
+    try:
+        ill = {f["check"] for f in check(site, point) if f["level"] != "ok"}
+    finally:
+        (point.point.directory / "config.d" / "99-broken").unlink()
+    assert {"settings", "transfer plugins"} <= ill
+
+
+def check(site: Site, point: EquippedPoint) -> list[dict[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobagent", "--config", point.settings, "condor", "check", "--json"],
+        env=point.point.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return list(json.loads(done.stdout))
