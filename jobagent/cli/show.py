@@ -59,7 +59,7 @@ def _print(package: Package, provenance: Mapping[str, Any]) -> None:
         ("needs", " ".join(str(d) for d in package.dependencies)),
         *(("environment", f"{c.action.value} {c.name} {c.value}") for c in package.environment),
         *(("also at", pfn) for pfn in package.pfns),
-        *_provenance_rows(provenance),
+        *provenance_rows(provenance),
     ]
     print(package.id)
     for name, value in rows:
@@ -80,7 +80,7 @@ def _provenance(catalogue: Catalogue, package: Package) -> Mapping[str, Any]:
     return document if isinstance(document, dict) else {"error": "not a JSON object"}
 
 
-def _provenance_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the gist of a CycloneDX document, each value on one printable line."""
     if not document:
         return []
