@@ -1,71 +1,83 @@
-"""The traffic picture: bytes over time, from the server and in the whole swarm.
-
-matplotlib is an optional dependency (`pip install jobagent[plot]`).
-"""
+"""The picture of a distribution: bytes over time, by the server and by the swarm.  Needs matplotlib, an extra."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobagent.errors import SiteError, UsageError
 
-_WINDOW = 3  # samples of the sliding mean of rates: polling jitters
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Totals since the start, at `time_s` seconds after it."""
+    """Totals at one time: what the server sent, and what all clients received from whomever."""
 
     time_s: float
     server_bytes: int
-    swarm_bytes: int
+    received_bytes: int
 
 
-def plot_traffic(samples: Sequence[Sample], path: Path, *, title: str = "Traffic") -> None:
-    """Draw rates and totals of server and swarm into a PNG.
+def write_samples(samples: Sequence[Sample], path: Path) -> None:
+    """Write a run as `read_samples` reads it."""
+    path.write_text(json.dumps({"samples": [asdict(s) for s in samples]}) + "\n", encoding="utf-8")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read a run: an object with `samples`, as benchmarks and `jobagent swarm status --record` write.
 
     Raises:
-        UsageError: There are fewer than two samples.
-        SiteError: matplotlib is not installed, or `path` cannot be written.
+        UsageError: It is not that.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Sample(float(s["time_s"]), int(s["server_bytes"]), int(s["received_bytes"])) for s in document["samples"]
+        ]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no run with samples: {error!r}") from error
+
+
+def plot_traffic(
+    samples: Sequence[Sample], path: Path, *, title: str = "Distribution of software by torrent"
+) -> None:
+    """Draw bytes over time, and rates below, into a PNG.
+
+    Raises:
+        UsageError: There is nothing to draw.
+        SiteError: matplotlib is not installed.
     """
     if len(samples) < 2:
-        raise UsageError("a traffic picture needs at least two samples")
+        raise UsageError("a picture needs two samples")
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SiteError("matplotlib is not installed", remedy="pip install 'jobagent[plot]'") from error
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    rates, totals = figure.subplots(2, 1, sharex=True)
-    times = [s.time_s for s in samples]
-    for name, colour, values in (
-        ("all nodes received", "tab:blue", [s.swarm_bytes for s in samples]),
-        ("server sent", "tab:red", [s.server_bytes for s in samples]),
-    ):
-        rates.fill_between(times, _rates(times, values), alpha=0.3, color=colour)
-        rates.plot(times, _rates(times, values), color=colour, label=name)
-        totals.plot(times, [v / 1e6 for v in values], color=colour, label=f"{name}: {values[-1] / 1e6:.0f} MB")
-    rates.set_ylabel("MB/s")
-    rates.set_title(title)
-    totals.set_ylabel("MB in total")
-    totals.set_xlabel("seconds")
-    for axes in (rates, totals):
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper left")
+    start = samples[0].time_s
+    times = [s.time_s - start for s in samples]
+    server = [s.server_bytes / 1e6 for s in samples]
+    everything = [max(s.received_bytes, s.server_bytes) / 1e6 for s in samples]
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    total, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    total.fill_between(times, everything, server, color="#1a7f8c", alpha=0.35, lw=0, label="from neighbours")
+    total.fill_between(times, server, color="#c2571a", alpha=0.8, lw=0, label="from the server")
+    total.set_ylabel("MB delivered")
+    total.set_title(title, loc="left", fontsize="medium")
+    total.legend(loc="upper left", frameon=False)
+    rate.plot(times[1:], _rates(times, everything), color="#1a7f8c", label="all clients")
+    rate.plot(times[1:], _rates(times, server), color="#c2571a", label="server")
+    rate.set_xlabel("s")
+    rate.set_ylabel("MB/s")
+    for axes in (total, rate):
+        axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise SiteError(f"cannot write {path}: {error.strerror}") from error
+        axes.margins(x=0)
+    figure.savefig(path, format="png", dpi=130)
 
 
-def _rates(times: Sequence[float], values: Sequence[int]) -> list[float]:
-    """MB/s at each sample, as a mean over the last samples."""
-    rates = [0.0]
-    for i in range(1, len(values)):
-        first = max(0, i - _WINDOW)
-        rates.append((values[i] - values[first]) / 1e6 / max(1e-9, times[i] - times[first]))
-    return rates
+def _rates(times: Sequence[float], values: Sequence[float]) -> list[float]:
+    pairs = zip(zip(times, values, strict=True), zip(times[1:], values[1:], strict=True), strict=False)
+    return [max(0.0, (v1 - v0) / max(t1 - t0, 1e-9)) for (t0, v0), (t1, v1) in pairs]
