@@ -16,14 +16,13 @@ from types import MappingProxyType
 from jobagent.condor import arguments as notation
 from jobagent.condor import attributes, environment, quantities
 from jobagent.condor.evaluation import Values
-from jobagent.condor.expressions import MAX_TEXT, Source
+from jobagent.condor.expressions import MAX_TEXT, Source, new_syntax
 from jobagent.condor.statements import MAX_STATEMENTS, Rules, Statement, read, read_value
 from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, Job
 
 DIALECT = "classad"
 _LINE = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_.]*)[ \t]*=(?!=)[ \t]*")
-_OLD_BACKSLASH = re.compile(r'\\(?!")|\\(?="\s*$)')
 _NULL_FILES = frozenset({"", "/dev/null"})
 
 
@@ -51,7 +50,7 @@ def read_long_form(text: str) -> dict[str, Statement]:
         if not line.strip() or line.lstrip().startswith(("#", "//")):
             was_blank = was_blank or bool(statements)
             continue
-        source = Source(_new_syntax(line), first_line=number)
+        source = Source(new_syntax(line), first_line=number)
         start = _LINE.match(source.text)
         if start is None:
             raise source.error(f"expected Name = expression, found {line.strip()[:60]!r}", 0)
@@ -113,11 +112,6 @@ def inputs_of(urls: Sequence[str], warnings: list[str]) -> tuple[InputFile, ...]
                 warnings.append(f"{url} replaces {found[name].url}, which has the same name")
             found[name] = InputFile(url, name)
     return tuple(found.values())
-
-
-def _new_syntax(line: str) -> str:
-    """Return a line with the backslashes of old strings doubled; only `\\"` is an escape there."""
-    return _OLD_BACKSLASH.sub(r"\\\\", line) if "\\" in line else line
 
 
 def _arguments(values: Values, statements: Mapping[str, Statement]) -> tuple[str, ...]:

@@ -99,7 +99,12 @@ class ClassAdParser:
         return ads.parse(text, arguments=arguments, base_directory=base_directory)
 
 
+def parsers() -> list[Parser]:
+    """Return the three dialects, for commands that need no other plugin."""
+    return [JdlParser(), SubmitParser(), ClassAdParser()]
+
+
 @hookimpl
 def jobagent_parsers(context: Context) -> Sequence[Parser]:
     """Provide the three dialects."""
-    return [JdlParser(), SubmitParser(), ClassAdParser()]
+    return parsers()

@@ -34,6 +34,7 @@ _LEXEME = re.compile(
 )
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
+_OLD_BACKSLASH = re.compile(r'\\(?!")|\\(?="\s*$)')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _TO_ESCAPE = re.compile(r'["\\\n\t\r\b\f]')
 _ESCAPED = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
@@ -383,6 +384,11 @@ def unquote(text: str, source: Source | None = None, offset: int = 0) -> str:
     if found := _UNPRINTABLE.search(value.replace("\b", "")):
         raise _located(f"an escape in this string makes control character U+{ord(found[0]):04X}", source, offset)
     return value
+
+
+def new_syntax(line: str) -> str:
+    """Return a line of old ClassAd syntax, where a backslash escapes nothing but a quote inside a string, in new."""
+    return _OLD_BACKSLASH.sub(r"\\\\", line) if "\\" in line else line
 
 
 def _unescape(found: re.Match[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobagent.condor import ads, environment, quantities
 from jobagent.condor import arguments as notation
-from jobagent.condor.expressions import Literal, Source, confirm, quote, render, scan
+from jobagent.condor.expressions import Literal, Source, confirm, new_syntax, quote, render, scan
 from jobagent.condor.statements import Statement, read_value
 from jobagent.condor.submit_queue import Queue, first_item, parse_queue
 from jobagent.condor.submit_text import Command, SubmitText, read
@@ -166,7 +166,7 @@ class _Reading:
         return Statement(attribute, render(value), (value,), False, source, 0)
 
     def _expression(self, command: str, attribute: str) -> Statement | None:
-        value = self._value(command)
+        value = new_syntax(self._value(command))
         if not value:
             return None
         source = self._source(command, value)
