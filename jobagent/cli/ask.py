@@ -129,6 +129,7 @@ def _in_process(config: Config, path: Path, events: Events) -> Iterator[Asking]:
     try:
         service = NodeService(kits.assemble(config, state=directory.path, events=events), path)
         try:
+            service.take_over()
             yield Asking(path, service, events)
         finally:
             service.close()

@@ -90,14 +90,18 @@ class NodeService:
             SiteError: The socket cannot be made, or another service listens on it.
         """
         listener = self._closing.enter_context(listening(self._path, self._settings.socket_mode))
-        if isinstance(self._kit.cache, ManagedCache):
-            adopted = self._holdings.adopt(self._kit.cache.leases())
-            log.info("%d holders of leases taken over", adopted)
+        self.take_over()
         self._refresher.start()
         self._janitor.start()
         for target, argument in ((self._accept, listener), (self._keep_alive, None)):
             threading.Thread(target=target, args=(argument,), name=target.__name__, daemon=True).start()
         log.info("listening on %s", self._path)
+
+    def take_over(self) -> None:
+        """Hold the leases that an earlier service gave and whose holders live."""
+        if isinstance(self._kit.cache, ManagedCache):
+            adopted = self._holdings.adopt(self._kit.cache.leases())
+            log.info("%d holders of leases taken over", adopted)
 
     def stop(self) -> None:
         """Ask the service to end; from any thread, also from a signal handler."""
