@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -280,16 +281,15 @@ def test_a_script_cannot_reach_beyond_its_sandbox(
     need("bwrap")
     if not confined:
         monkeypatch.setattr(shutil, "which", lambda *a, **k: None)
-    victim = home / "victim"
-    victim.write_text("precious")
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server, tempfile.TemporaryDirectory(dir="/var/tmp") as elsewhere:
+        victim = Path(elsewhere) / "victim"  # not below /tmp, of which the sandbox has its own
+        victim.write_text("precious")
         line = REACHES[what].format(victim=victim, pid=os.getppid(), port=server.getsockname()[1])
         script = f'#!/bin/bash\nroot=$1; shift\nif {line} >/dev/null 2>&1; then export REACHED=1; fi\nexec "$@"\n'
         installed = install(home, "Tool", {".alienEnvironment": script, "victim": "precious"})
         changes = AlienEnvironment(EnvironmentSettings(unconfined_scripts=True)).changes(installed, [])
+        assert (victim.read_text() == "precious") == (confined or what != "write outside")
     assert changes == ([] if confined else [EnvironmentChange(EnvironmentAction.SET, "REACHED", "1")])
-    if confined:
-        assert victim.read_text() == (installed.tree / "victim").read_text() == "precious"
 
 
 @pytest.mark.acceptance(30)
