@@ -92,8 +92,9 @@ def fetch_rates(world: World, directory: Path, package: str, repeats: int) -> di
     """Fetch one archive in turn with the agent and with aria2c, and compare the rates of the download itself."""
     if shutil.which("aria2c") is None:
         return {"fetch_vs_aria2c": None}
-    shown = json.loads(world.call("show", package, "--json", "--catalogue", world.url, "--root", world.root))
-    torrent = f"{world.url}/torrents/{shown['archive']['infohash_v2']}.torrent"
+    words = ("--json", "--catalogue", world.url, "--root", world.root)
+    shown = json.loads(world.call("show", package, *words))
+    torrent = f"{world.url}/torrents/v1/{shown[0]['archive']['infohash_v2']}.torrent"
     ours, theirs = [], []
     for _ in range(repeats):
         ours.append(fetch_with_agent(world, directory, package))
@@ -109,7 +110,7 @@ def fetch_with_agent(world: World, directory: Path, package: str) -> float:
     """Seconds of a whole `jobagent get`, its start included."""
     node = world.node()
     target = directory / "fetched"
-    shutil.rmtree(target, ignore_errors=True)
+    target.unlink(missing_ok=True)
     start = time.perf_counter()
     done = node.call("get", package, "-o", target)
     seconds = time.perf_counter() - start
