@@ -49,31 +49,46 @@ class _Chooser:
         self._on_disk = shelf.versions()
         self.left_out: list[str] = []
 
-    def role(self, delegator: Delegator, role: str) -> dict[str, int] | None:
-        """Return the newest versions of `role` and of all below it that fit together."""
+    def role(self, delegator: Delegator, role: str, *, is_same_above: bool = False) -> dict[str, int] | None:
+        """Return the newest versions of `role` and of all below it that fit together.
+
+        `is_same_above` says that `delegator` is the one that readers see now: what it vouched for then it does now,
+        so only what is newer has to be read.
+        """
         for version in self._candidates(role):
+            is_same = is_same_above and version == self._published.get(role)
+            if is_same and not self._has_news_below(role):
+                return {role: version}
             try:
                 metadata = verified(self._shelf, delegator, role, version)
             except ManagerError as error:
                 self.left_out.append(error.cause_line)
                 continue
-            below = self._below(metadata.signed, role)
+            below = self._below(metadata.signed, role, is_same_above=version == self._published.get(role))
             if below is not None:
                 return {role: version, **below}
             self.left_out.append(f"{role} v{version} waits for what it delegates to")
         return None
 
-    def _below(self, targets: Targets, role: str) -> dict[str, int] | None:
+    def _below(self, targets: Targets, role: str, *, is_same_above: bool) -> dict[str, int] | None:
         found: dict[str, int] = {}
         for name in delegated(targets):
             if role != "targets" and not name.startswith(role + bins.SEPARATOR):
                 self.left_out.append(f"{role} delegates to {name}, which is not its bin")
                 return None
-            chosen = self.role(targets, name)
+            chosen = self.role(targets, name, is_same_above=is_same_above)
             if chosen is None and (role != "targets" or name in self._published):
                 return None
             found |= chosen or {}  # a VO that was added and has not published yet has no role
         return found
+
+    def _has_news_below(self, role: str) -> bool:
+        below = role + bins.SEPARATOR
+        return any(
+            versions[0] > self._published.get(name, 0)
+            for name, versions in self._on_disk.items()
+            if name.startswith(below)
+        )
 
     def _candidates(self, role: str) -> Iterator[int]:
         for version in self._on_disk.get(role, ()):

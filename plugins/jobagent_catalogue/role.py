@@ -56,7 +56,7 @@ class Role:
         parts = path.split("/")
         for pattern in self.delegations.get(role, ()):
             wanted = pattern.split("/")
-            if len(wanted) == len(parts) and all(map(fnmatch.fnmatchcase, parts, wanted)):
+            if len(wanted) == len(parts) and all(map(_matches, parts, wanted)):
                 return True
         return False
 
@@ -65,3 +65,11 @@ class Role:
         for name in self.delegations:
             if name.startswith(namespace + SEPARATOR) and (not path or self.delegates(name, path)):
                 yield name
+
+
+def _matches(part: str, pattern: str) -> bool:
+    """As `fnmatch`, without a regular expression for the forms that occur: 256 of them take 15 ms to compile."""
+    start = pattern.removesuffix("*")
+    if start.isalnum() or not start:
+        return part.startswith(start) if start != pattern else part == pattern
+    return fnmatch.fnmatchcase(part, pattern)
