@@ -25,10 +25,11 @@ class JobDirectory:
 
     def __init__(self, base: Path) -> None:
         """Make the directory below `base`; raises ScratchUnusable."""
+        self._lock = -1
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            while self._lock < 0:
+                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+                self._lock = _locked(self.path / _LOCK)
         except OSError as error:
             raise ScratchUnusable(
                 f"cannot make a job directory in {base}: {error.strerror}",
@@ -41,6 +42,16 @@ class JobDirectory:
             remove_tree(self.path)
             os.close(self._lock)
             self._lock = -1
+
+
+def _locked(path: Path) -> int:
+    """Make and lock a file; return its descriptor, or -1 where another agent's sweep came between the two."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for that sweep
+    if os.fstat(descriptor).st_nlink:
+        return descriptor
+    os.close(descriptor)
+    return -1
 
 
 def sweep(base: Path) -> list[Path]:
