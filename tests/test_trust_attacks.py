@@ -6,6 +6,8 @@ import json
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Snapshot, TargetFile
 
 from jobagent.central import rolefile
@@ -387,3 +389,23 @@ def test_a_lying_server_is_not_papered_over_by_the_cache(place):
     place.server.answers["metadata/timestamp.json"] = b"{}"
     with pytest.raises(BadSignature):
         place.client().refresh()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_change_of_any_metadata_is_refused_or_changes_nothing(place, data):
+    number = place.repository.snapshot_version()
+    names = ["timestamp.json", f"{number}.snapshot.json", "3.targets.json", "2.alice.json"]
+    name = data.draw(st.sampled_from(names))
+    original = place.metadata(name)
+    start = data.draw(st.integers(0, len(original)))
+    length = data.draw(st.integers(0, 40))
+    changed = original[:start] + data.draw(st.binary(max_size=40)) + original[start + length :]
+    place.server.answers = {f"metadata/{name}": changed}
+    try:
+        client = place.client(state=f"fuzz{time.monotonic_ns()}")
+        found = versions(client)
+    except (TrustError, SupplyError) as error:
+        assert "\n" not in str(error)
+        return
+    assert found == ["1"]
