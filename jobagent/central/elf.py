@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobagent.errors import PublishError
@@ -69,7 +69,7 @@ def set_runpath(path: Path, entries: Sequence[str]) -> None:
     _run([patchelf(), *change, path])
 
 
-def libraries(paths: Iterable[Path], search: Sequence[Path] = ()) -> Mapping[str, Path]:
+def libraries(paths: Sequence[Path], search: Sequence[Path] = ()) -> Mapping[str, Path]:
     """Return the libraries that the loader of this machine finds for `paths`, glibc's own left out, by soname.
 
     Raises:
@@ -77,14 +77,13 @@ def libraries(paths: Iterable[Path], search: Sequence[Path] = ()) -> Mapping[str
     """
     environment = {"PATH": os.environ.get("PATH", ""), "LD_LIBRARY_PATH": ":".join(map(str, search))}
     found: dict[str, Path] = {}
-    for path in paths:
-        for line in _run(["ldd", path], environment=environment).splitlines():
-            match = _LDD_LINE.match(line)
-            if match is None or GLIBC_LIBRARIES.fullmatch(match[1]):
-                continue
-            if match[2] == "not found":
-                raise PublishError(f"{path} needs {match[1]}, which is not on this machine", remedy="install it")
-            found[match[1]] = Path(match[2])
+    for line in _run(["ldd", *paths], environment=environment).splitlines():
+        match = _LDD_LINE.match(line)
+        if match is None or GLIBC_LIBRARIES.fullmatch(match[1]):
+            continue
+        if match[2] == "not found":
+            raise PublishError(f"library {match[1]} is needed and not on this machine", remedy="install it")
+        found[match[1]] = Path(match[2])
     return found
 
 

@@ -7,6 +7,8 @@ or newer.  A pyenv, python.org or distribution build will do: only what belongs 
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
 import platform
 import shutil
 import sys
@@ -98,11 +100,15 @@ def _bring_libraries(tree: Path) -> None:
     for name, path in elf.libraries(own, search).items():
         shutil.copyfile(path.resolve(), library / name)
         (library / name).chmod(0o755)
-    for path in elf.objects(tree):
-        elf.strip(path)
-        depth = len(path.relative_to(tree).parts) - 1
-        is_beside = path.parent == library
-        elf.set_runpath(path, ["$ORIGIN" if is_beside else "$ORIGIN/" + "../" * depth + "lib"])
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda path: _slim(tree, path), elf.objects(tree)))
+
+
+def _slim(tree: Path, path: Path) -> None:
+    elf.strip(path)
+    depth = len(path.relative_to(tree).parts) - 1
+    is_beside = path.parent == tree / "lib"
+    elf.set_runpath(path, ["$ORIGIN" if is_beside else "$ORIGIN/" + "../" * depth + "lib"])
 
 
 def _below(directory: str, paths: Iterable[str]) -> set[str]:
