@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jobagent.condor import configure
 from jobagent.condor.configure import Installation
@@ -15,7 +15,6 @@ from jobagent.testing import accounts
 from jobagent.testing.instance import Instance
 from jobagent.testing.interpreter import Interpreter
 from jobagent.testing.pool import Pool
-from jobagent.testing.world import World
 
 QUICK = """\
 JOBAGENT_PERIOD = 2s
@@ -23,6 +22,21 @@ JOBAGENT_RETRY_S = 1
 """
 # For the `central_config` of a pool.
 CENTRAL_CONFIG = "\n".join(map(configure.template, (configure.ACCESS_POINT, configure.CENTRAL_MANAGER)))
+
+
+class Centre(Protocol):
+    """Where packages come from, such as a `World`: the catalogue's URL and the root metadata that nodes are given.
+
+    `root` must be readable by the user of the node service.
+    """
+
+    @property
+    def url(self) -> str:
+        """Base URL of the catalogue."""
+
+    @property
+    def root(self) -> Path:
+        """The first root metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +71,7 @@ class EquippedPoint:
 def add(
     pool: Pool,
     name: str,
-    world: World,
+    centre: Centre,
     python: Interpreter,
     *,
     config: str = "",
@@ -67,7 +81,7 @@ def add(
 ) -> EquippedPoint:
     """Start an execution point with the agent on it.
 
-    `sections` adds lines to sections of the agent's settings, `catalogue` is another URL than the world's.
+    `sections` adds lines to sections of the agent's settings, `catalogue` is another URL than the centre's.
     """
     point = pool.new_execution_point(name, config=f"{QUICK}\n{config}")
     service = accounts.of_daemons() if point.is_root else point.account
@@ -82,7 +96,7 @@ def add(
         os.chown(directory, service.uid, service.gid)
     lines = {
         "site": f'name = "test"\nscratch = "{point.directory}/scratch"\naddress = "{point.address}"\n',
-        "catalogue": f'urls = ["{catalogue or world.url}"]\nroot = "{world.root}"\nrefresh_interval_s = 1.0\n',
+        "catalogue": f'urls = ["{catalogue or centre.url}"]\nroot = "{centre.root}"\nrefresh_interval_s = 1.0\n',
         "job": 'vo = "alice"\nfetch_timeout_s = 60.0\n',
         "node": f'socket = "{equipped.socket}"\nsocket_mode = 0o666\nrefresh_interval_s = 1.0\npause_s = 5.0\n'
         + (f'user = "{service.name}"\n' if point.is_root else ""),
