@@ -10,6 +10,8 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,8 @@ from hypothesis import strategies as st
 
 from jobagent.contracts import EnvironmentProvider
 from jobagent.events import Event, Events
-from jobagent.job.environment import apply
+from jobagent.job.environment import apply, changes_of
+from jobagent.job.kit import Kit
 from jobagent.model import EnvironmentAction, EnvironmentChange, Installed
 from jobagent.testing.packages import make_package
 from jobagent_environment import initsh, modulefile, scripts
@@ -253,6 +256,23 @@ def test_alien_environment_is_called_with_its_directory_after_those_of_dependenc
         "LD_LIBRARY_PATH": f"{home}/Tool/lib:{home}/Base/lib",
         "NEW_PATH": f"{home}/Tool/new",
     }
+
+
+@pytest.mark.acceptance(35)
+def test_a_package_cannot_inject_what_its_vo_signed_or_its_script_says(home: Path) -> None:
+    lines = ("export LD_PRELOAD=evil.so", "export BASH_ENV=evil.sh", "export HOME=/evil", "export GOOD=1")
+    installed = install(home, "Tool", {initsh.FILE: init_sh("Tool", "v2.0-3", *lines)}, "v2.0-3")
+    signed = [EnvironmentChange(EnvironmentAction.SET, n, "evil") for n in ("PYTHONSTARTUP", "LD_AUDIT", "IFS")]
+    package = dataclasses.replace(installed.package, environment=tuple(signed))
+    said: list[Event] = []
+    events = Events()
+    events.subscribe(said.append)
+    kit = SimpleNamespace(environments=[InitSh(EnvironmentSettings())], events=events)
+    changes = changes_of([Installed(package, installed.tree)], cast(Kit, kit))
+    assert effect(changes)["GOOD"] == "1"
+    refused = {"LD_PRELOAD", "BASH_ENV", "HOME", "PYTHONSTARTUP", "LD_AUDIT", "IFS"}
+    assert refused.isdisjoint(change.name for change in changes)
+    assert len(said) == len(refused)
 
 
 def test_a_package_without_set_up_files_has_nothing_to_say(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from jobagent.central.repository import Repository
 from jobagent.central.sources import DataFile, Directory, Tarball
 from jobagent.cli import main as command
 from jobagent.cli.publish import parse_change
-from jobagent.errors import AlreadyPublished, PublishError, UsageError
+from jobagent.errors import AlreadyPublished, DiskFull, PublishError, UsageError
 from jobagent.events import Event, Events
 from jobagent.job import relocation
 from jobagent.job.environment import apply
@@ -301,6 +302,22 @@ def test_a_forbidden_variable_cannot_be_published(field: Field, tmp_path: Path, 
     tree = fill(tmp_path / "built", {"a": "1"})
     with pytest.raises(PublishError, match=f"no package may change {name}"):
         field.publish(tree_edition(tree, "Tool", environment=[EnvironmentChange(SET, name, "x")]))
+
+
+def test_what_cannot_be_read_or_written_is_said_in_one_line(
+    field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = fill(tmp_path / "built", {"a": "1"})
+    with pytest.raises(PublishError, match="not-there"):
+        field.publish(tree_edition(tmp_path / "not-there", "Tool"))
+    for number, expected in ((errno.EIO, PublishError), (errno.ENOSPC, DiskFull)):
+
+        def fail(*arguments: object, number: int = number, **options: object) -> None:
+            raise OSError(number, os.strerror(number), "a")
+
+        monkeypatch.setattr("jobagent.central.pack.pack", fail)
+        with pytest.raises(expected, match=os.strerror(number)):
+            field.publish(tree_edition(tree, "Tool"))
 
 
 def test_a_failure_publishes_nothing_of_what_was_asked_together(field: Field, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a package contains and where it came from: a CycloneDX 1.5 bill of materials, as one JSON object.
 
 It is signed with the package (by digest) and shown by `jobagent show`.  The same inputs give the same bytes: there
-is no serial number, and the time is that of the package.
+is no serial number and no time; when a package was published stands in its entry.
 """
 
 from __future__ import annotations

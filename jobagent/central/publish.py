@@ -6,12 +6,14 @@ closure of a wheel, or nothing.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from jobagent.central.content import Content, Given, Source
 from jobagent.central.placing import Draft
 from jobagent.central.repository import Repository, Signed
 from jobagent.contracts import ManifestEntry
-from jobagent.errors import AlreadyPublished, JobSyntaxError, PublishError
+from jobagent.errors import AlreadyPublished, DiskFull, JobSyntaxError, PublishError
 from jobagent.events import Events
 from jobagent.model import Archive, Blob, EnvironmentChange, Package, PackageId, PackageSpec, PackageState
 
@@ -95,7 +97,8 @@ class Publisher:
                     skipped.append(existing)
                     self._events.emit("package.skipped", package=str(package_id))
                     continue
-                draft = self._draft(package_id, edition, Path(work) / str(number))
+                with _storage_errors(package_id):
+                    draft = self._draft(package_id, edition, Path(work) / str(number))
                 if existing is not None:
                     raise _already(existing, draft.package)
                 self._known[package_id] = draft.package
@@ -206,6 +209,19 @@ class Publisher:
 
     def _warn(self, package_id: PackageId, line: str) -> None:
         self._events.emit("warning", message=f"{package_id}: {line}")
+
+
+@contextlib.contextmanager
+def _storage_errors(package_id: PackageId) -> Iterator[None]:
+    """Say what could not be read or written, instead of ending as an internal error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(
+                f"no room to make {package_id}: {error.strerror}", remedy="set TMPDIR to a larger disk"
+            ) from error
+        raise PublishError(f"{package_id} cannot be made: {error.strerror} ({error.filename})") from error
 
 
 @dataclass(frozen=True, slots=True)
