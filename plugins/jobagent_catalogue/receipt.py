@@ -63,9 +63,17 @@ def load(directory: Path) -> Receipt | None:
         if directory.stat().st_mode & _OTHERS_WRITE:
             return None
         raw = json.loads((directory / "receipt.json").read_bytes())
-        if raw.pop("format") != FORMAT:
+        if raw["format"] != FORMAT:
             return None
-        return Receipt(**raw)
+        return Receipt(
+            source=str(raw["source"]),
+            version=int(raw["version"]),
+            checked_s=float(raw["checked_s"]),
+            verified_s=float(raw["verified_s"]),
+            versions={str(role): int(version) for role, version in raw["versions"].items()},
+            expires={str(role): float(when) for role, when in raw["expires"].items()},
+            files={str(path): str(digest) for path, digest in raw["files"].items()},
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

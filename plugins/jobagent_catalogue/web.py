@@ -99,9 +99,7 @@ class Web:
 
         start = time.monotonic()
         try:
-            response = self._pool(url).request(
-                "GET", url, preload_content=False, decode_content=False, headers={"Accept-Encoding": "identity"}
-            )
+            response = self._request(url)
             try:
                 self._check(url, response, max_bytes)
                 received = 0
@@ -113,10 +111,32 @@ class Web:
                 response.close()
                 raise
             response.release_conn()
+        except urllib3.exceptions.NewConnectionError as error:  # although urllib3 takes it for a time-out
+            raise WebError(f"{url}: {_reason(error)}") from error
         except urllib3.exceptions.TimeoutError as error:
             raise TooSlow(f"{url}: no answer within {self._settings.timeout_s:g} s") from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise WebError(f"{url}: {_reason(error)}") from error
+
+    def _request(self, url: str) -> urllib3.BaseHTTPResponse:
+        """Ask once more where the server has closed the connection that was kept; nothing else is repeated."""
+        import urllib3
+
+        for is_last in (False, True):
+            try:
+                return self._pool(url).request(
+                    "GET",
+                    url,
+                    headers={"Accept-Encoding": "identity"},
+                    preload_content=False,
+                    decode_content=False,
+                    redirect=False,
+                    retries=False,
+                )
+            except urllib3.exceptions.ProtocolError:
+                if is_last:
+                    raise
+        raise AssertionError("unreachable")
 
     def _check(self, url: str, response: urllib3.BaseHTTPResponse, max_bytes: int) -> None:
         self._read_clock(response)
@@ -147,12 +167,10 @@ class Web:
         with self._lock:
             if proxy not in self._pools:
                 timeout = urllib3.Timeout(connect=self._settings.timeout_s, read=self._settings.timeout_s)
-                # One repetition, for a kept connection that the server has closed meanwhile.
-                retries = urllib3.Retry(total=1, connect=0, read=1, redirect=False, status=0, other=0)
                 if proxy:
-                    self._pools[proxy] = urllib3.ProxyManager(proxy, timeout=timeout, retries=retries)
+                    self._pools[proxy] = urllib3.ProxyManager(proxy, timeout=timeout)
                 else:
-                    self._pools[proxy] = urllib3.PoolManager(timeout=timeout, retries=retries)
+                    self._pools[proxy] = urllib3.PoolManager(timeout=timeout)
             return self._pools[proxy]
 
     def _proxy_for(self, url: str) -> str:
