@@ -1,17 +1,15 @@
 """Bounded downloads of small files over http, https and file URLs.
 
 Every answer is hostile: size and time are limited, redirects are refused, nothing is decompressed.  What the bytes
-are worth is for others to say.
+are worth is for others to say.  Imports what HTTP needs when something is fetched: a warm agent fetches nothing.
 """
 
 from __future__ import annotations
 
-import email.utils
 import os
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,7 +82,7 @@ class Web:
             source.close()  # the connection, now and not when the garbage is collected
 
     def _file(self, url: str) -> Generator[bytes, None, None]:
-        path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+        path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
         try:
             with open(path, "rb") as stream:
                 while chunk := stream.read(CHUNK_BYTES):
@@ -153,6 +151,8 @@ class Web:
             raise TooSlow(f"{url}: {received} bytes in {elapsed_s:.0f} s is too slow")
 
     def _read_clock(self, response: urllib3.BaseHTTPResponse) -> None:
+        import email.utils
+
         try:
             date = email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
             age_s = float(response.headers.get("Age", "0"))  # a proxy says how long ago that was
@@ -174,6 +174,8 @@ class Web:
             return self._pools[proxy]
 
     def _proxy_for(self, url: str) -> str:
+        import urllib.request
+
         if self._settings.proxy:
             return self._settings.proxy
         parts = urllib.parse.urlsplit(url)
