@@ -19,7 +19,6 @@ JOB_SEEDER_BYTES = "JobAgentSeederBytes"
 JOB_NEIGHBOUR_BYTES = "JobAgentNeighbourBytes"
 JOB_WEB_BYTES = "JobAgentWebBytes"
 JOB_CACHE_HITS = "JobAgentCacheHits"  # packages that were installed on the node already
-JOB_LEASE = "JobAgentLease"  # the node service's name of the lease
 
 # What a machine offers.
 MACHINE_VERSION = "JobAgentVersion"

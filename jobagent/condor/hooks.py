@@ -76,7 +76,8 @@ def prepared(ad: bytes, socket_path: str, silence_s: float, patience_s: float, l
     answer = _ask(socket_path, request(ad, variables), silence_s, patience_s, limit_s)
     changed = {name: value for name, value in answer["environment"].items() if longform.is_sayable(value)}
     found = summary(answer)
-    _tell_starter(found)
+    is_logged = (longform.expression(ad, "WantRemoteUpdates") or "").lower() == "true"
+    _tell_starter(found, sentence(found) if is_logged else "")
     lines = [longform.assignment("Environment", environment.render(changed))]
     return "\n".join(lines + [longform.assignment(name, value) for name, value in found.items()])
 
@@ -164,7 +165,20 @@ def _ask(path: str, arguments: dict[str, Any], silence_s: float, patience_s: flo
     raise AssertionError("unreachable")
 
 
-def _tell_starter(found: Mapping[str, longform.Value]) -> None:
+def sentence(found: Mapping[str, longform.Value]) -> str:
+    """Return the line for the user log."""
+    packages = found[attributes.JOB_PACKAGES]
+    origins = {
+        "the seeder": attributes.JOB_SEEDER_BYTES,
+        "neighbours": attributes.JOB_NEIGHBOUR_BYTES,
+        "the web": attributes.JOB_WEB_BYTES,
+    }
+    sizes = ", ".join(f"{found[name]} bytes from {origin}" for origin, name in origins.items())
+    names = ", ".join(packages) if isinstance(packages, tuple) else ""
+    return f"jobagent: {names} ready after {found[attributes.JOB_PREPARE_SECONDS]} s; {sizes}"
+
+
+def _tell_starter(found: Mapping[str, longform.Value], line: str) -> None:
     """Put the attributes into the queue and the history; a site that forbids it loses only that."""
     from jobagent.condor import chirp
 
@@ -175,5 +189,7 @@ def _tell_starter(found: Mapping[str, longform.Value]) -> None:
                 config = stream.read()
             with chirp.Chirp(config) as starter:
                 starter.update(found)
+                if line:
+                    starter.log(line)
     except (OSError, ValueError) as error:
         print(f"job attributes do not reach the queue: {error}", file=sys.stderr)

@@ -30,8 +30,9 @@ SupportedMethods = "torrent"
 MAX_INFILE_BYTES = 16 << 20
 MAX_TORRENT_BYTES = 4 << 20  # what the node service takes in one request, with room for base64
 EXIT_OF_BUG = 70  # EX_SOFTWARE
-_PAIR = re.compile(r'\[|\]|(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_PAIR = re.compile(rb'\[|\]|(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.DOTALL)  # octal numbers are bytes of UTF-8
+_ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f"}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main(socket_path: str, argv: Sequence[str] | None = None) -> int:
     if "-infile" not in options or "-outfile" not in options:
         print("usage: transfer -classad | -infile FILE -outfile FILE", file=sys.stderr)
         return 2
-    with open(options["-infile"], encoding="utf-8", errors="surrogateescape") as stream:
+    with open(options["-infile"], "rb") as stream:
         wanted = requests(stream.read(MAX_INFILE_BYTES))
     code, results = 0, []
     for transfer in wanted:
@@ -68,18 +69,24 @@ def main(socket_path: str, argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def requests(text: str) -> list[Transfer]:
+def requests(text: bytes) -> list[Transfer]:
     """Return what an input file asks for: ads in brackets with `Url` and `LocalFileName`."""
     found: list[Transfer] = []
     fields: dict[str, str] = {}
     for match in _PAIR.finditer(text):
-        if match[0] == "]":
+        if match[0] == b"]":
             if "url" in fields and "localfilename" in fields:
                 found.append(Transfer(fields["url"], fields["localfilename"]))
             fields = {}
         elif match[1]:
-            fields[match[1].lower()] = _ESCAPE.sub(r"\1", match[2])
+            value = _ESCAPE.sub(_unescaped, match[2])
+            fields[match[1].decode().lower()] = os.fsdecode(value)
     return found
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    code = match[1]
+    return bytes([int(code, 8) & 0xFF]) if code[0] in b"01234567" else _ESCAPED.get(code, code)
 
 
 def carry_out(transfer: Transfer, fetch: Callable[[str, str], int]) -> tuple[int, str]:

@@ -57,7 +57,7 @@ class JobLog:
         """Return the number of jobs in a cluster."""
         return len({event.process for event in self.events(cluster) if event.kind == SUBMITTED})
 
-    def wait(self, cluster: int, kinds: Collection[str] = FINAL, *, timeout_s: float = 60.0) -> list[JobEvent]:
+    def wait(self, cluster: int, kinds: Collection[str] = FINAL, *, timeout_s: float = 120.0) -> list[JobEvent]:
         """Wait until every job of the cluster has an event of one of these kinds; return each job's first.
 
         Raises:

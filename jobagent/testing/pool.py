@@ -29,7 +29,7 @@ from jobagent.testing.condor_tree import CondorTree
 from jobagent.testing.instance import Instance, free_port
 from jobagent.testing.joblog import JobLog
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3  # another process may take the free port between probe and use
 _POLL_S = 0.1
 

@@ -63,11 +63,13 @@ def test_a_job_without_packages_is_left_alone(site: Site) -> None:
 def test_what_was_done_is_in_the_history_of_the_job(site: Site) -> None:
     fresh = site.publish("Fresh", {"noise": bytes(range(256)) * 400}, "--depends", site.packages.base)
     there = 'requirements = TARGET.EPName == "ep1"'
-    first = site.submit(there, packages=wanting(fresh), shell="true")
+    first = site.submit(there, "MY.WantRemoteUpdates = true", packages=wanting(fresh), shell="true")
     site.pool.jobs.wait(first)
     second = site.submit(there, packages=wanting(fresh), shell="true")
     site.pool.jobs.wait(second)
     cold, warm = site.pool.history(first)[0], site.pool.history(second)[0]
+    log = (site.pool.sandbox(first) / "job.log").read_text()
+    assert f"jobagent: {site.packages.base}, {fresh} ready after" in log
     assert cold["JobAgentPackages"] == [site.packages.base, fresh]
     assert [len(digest) for digest in cold["JobAgentDigests"]] == [64, 64]
     assert cold["JobAgentSeederBytes"] + cold["JobAgentNeighbourBytes"] + cold["JobAgentWebBytes"] > 0
