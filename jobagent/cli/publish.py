@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from jobagent import config as configuration
 from jobagent.central import pack, provenance
@@ -84,13 +86,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _pinned(args: argparse.Namespace) -> tuple[str, str] | None:
     """Return name and version of the asked wheel where they are known before anything is downloaded."""
-    from jobagent.central import wheels
-
-    pin = wheels.exact_version(args.wheel) if args.wheel else None
+    pin = _wheels().exact_version(args.wheel) if args.wheel else None
     return (args.name or pin[0], args.package_version or pin[1]) if pin else None
 
 
 def _editions(args: argparse.Namespace, downloads: Path) -> list[Edition]:
+    """The package that was asked for gets all that the command line says, those that it needs only `--depends`."""
     given = Given(
         requires=[PackageSpec.parse(text) for text in args.depends],
         environment=[parse_change(text) for text in args.env],
@@ -99,47 +100,46 @@ def _editions(args: argparse.Namespace, downloads: Path) -> list[Edition]:
         pfns=args.pfn,
         provenance=provenance.given(args.sbom) if args.sbom else b"",
     )
+    *needed, asked = _sources(args, downloads)
+    name, version = args.name or asked.name, args.package_version or asked.version
+    if not name or not version:
+        raise UsageError("what is the package called?", remedy="give --name and --version")
+    common = Given(requires=given.requires)
+    return [*(Edition(s, s.name, s.version, common) for s in needed), Edition(asked, name, version, given)]
+
+
+def _sources(args: argparse.Namespace, downloads: Path) -> Sequence[Source]:
+    """Return what the command line names, with all that it needs before it."""
     if args.wheel:
-        return _wheels(args, given, downloads)
+        found: Sequence[Source] = _wheels().closure(args.wheel, downloads, args.name)
+        return found
     if args.alibuild:
         from jobagent.central import alibuild
 
-        return [
-            Edition(s, s.name, s.version, Given()) for s in alibuild.closure(Path(args.alibuild[0]), args.alibuild[1])
-        ]
-    source = _source(args)
-    name, version = args.name or source.name, args.package_version or source.version
-    if not name or not version:
-        raise UsageError("what is the package called?", remedy="give --name and --version")
-    return [Edition(source, name, version, given)]
-
-
-def _source(args: argparse.Namespace) -> Source:
+        return alibuild.closure(Path(args.alibuild[0]), args.alibuild[1])
     if args.tree:
-        return Directory(args.tree, prefix=args.prefix)
+        return [Directory(args.tree, prefix=args.prefix)]
     if args.tarball:
-        return Tarball(args.tarball, prefix=args.prefix)
+        return [Tarball(args.tarball, prefix=args.prefix)]
     if args.file:
-        return DataFile(args.file)
+        return [DataFile(args.file)]
     if args.cxx_headers:
         from jobagent.central.cxxheaders import CxxHeaders
 
-        return CxxHeaders()
+        return [CxxHeaders()]
     from jobagent.central.interpreter import Interpreter
 
-    return Interpreter()
+    return [Interpreter()]
 
 
-def _wheels(args: argparse.Namespace, given: Given, downloads: Path) -> list[Edition]:
-    """The asked wheel gets all that the command line says, those that it needs only `--depends`."""
-    from jobagent.central import wheels
-
-    *needed, asked = wheels.closure(args.wheel, downloads, args.name)
-    common = Given(requires=given.requires)
-    return [
-        *(Edition(wheel, wheel.name, wheel.version, common) for wheel in needed),
-        Edition(asked, args.name or asked.name, args.package_version or asked.version, given),
-    ]
+def _wheels() -> ModuleType:
+    try:
+        from jobagent.central import wheels
+    except ImportError as error:
+        raise UsageError(
+            f"wheels need more than is installed: {error}", remedy="pip install jobagent[publish]"
+        ) from error
+    return wheels
 
 
 def parse_change(text: str) -> EnvironmentChange:
