@@ -40,8 +40,8 @@ def stage_inputs(job: Job, kit: Kit, work: Path, *, timeout_s: float) -> int:
 def find_program(name: str, work: Path, base_directory: Path, search_path: str) -> str:
     """Return what to execute for `name`: in the working directory, beside the job's file, or on the payload's PATH.
 
-    An absolute path that does not exist is looked for by its last part, since JDLs name programs of the grid's file
-    catalogue (`/alice/bin/date`).
+    An absolute path that does not exist is looked for by its last part, beside the job too: JDLs name programs of
+    the grid's file catalogue (`/alice/bin/date`).
 
     Raises:
         PayloadNotRunnable: Nothing by that name.
@@ -49,7 +49,7 @@ def find_program(name: str, work: Path, base_directory: Path, search_path: str) 
     if not name:
         raise PayloadNotRunnable("the job names no executable", remedy='add Executable = "…"')
     base = os.path.basename(name)
-    for candidate in (work / base, Path(name) if os.path.isabs(name) else base_directory / name):
+    for candidate in (work / base, base_directory / name, base_directory / base):
         if candidate.is_file():
             return str(_runnable(candidate, work))
     found = shutil.which(base, path=search_path)

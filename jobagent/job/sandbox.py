@@ -52,6 +52,6 @@ def wrap(argv: Sequence[str], *, program: str, read_only: Sequence[Path], direct
     """Return the argv that runs `argv` with `read_only` mounted read-only; unchanged where `program` is empty."""
     if not program:
         return tuple(argv)
-    binds = [part for path in read_only for part in ("--ro-bind", str(path), str(path))]
+    binds = [part for path in read_only for part in ("--ro-bind-try", str(path), str(path))]  # no packages, no cache
     view = ["--dev-bind", "/", "/", *binds, *_CONFINED, "--chdir", str(directory)]
     return (program, *view, "--", *argv)
