@@ -161,6 +161,7 @@ def test_a_jdl_becomes_a_submit_file():
         "allowed_job_duration": "7200",
         "requirements": "(TARGET.Memory > 1000) && (TARGET.JobAgentReady =?= true)",
         "rank": 'ifThenElse(member("VO_ALICE@ROOT::v6-36", TARGET.JobAgentCachedPackages) ?: false, 1, 0)',
+        "MY.WantRemoteUpdates": "true",
         "MY.Packages": '{ "VO_ALICE@ROOT::v6-36" }',
         "MY.TTL": '"2 hours"',
         "MY.Workdirectorysize": '{ "5000MB" }',
@@ -193,7 +194,7 @@ def test_a_program_that_comes_as_an_input_is_made_executable():
 
 def test_alien_names_become_the_files_of_that_name_beside_the_job():
     text = 'Executable = "a"; InputFile = {"LF:/alice/x/macro.C", "gone.C"};'
-    found = submission(text, is_file=lambda path: path.name == "macro.C")
+    found = submission(text, is_file=lambda path: str(path) == "macro.C")
     assert found.commands["transfer_input_files"] == "macro.C"
     assert found.missing == ("gone.C",)
 
@@ -250,7 +251,11 @@ def test_an_ad_becomes_a_submit_file_without_what_htcondor_writes_itself():
         'Cmd = "a.sh"\nOwner = "u"\nClusterId = 3\nJobStatus = 2\nFoo = "x"\nPackages = {"VO_ALICE@R::1"}\n'
     )
     commands = translate.submission(job, is_file=nowhere).commands
-    assert {name for name in commands if name.startswith("MY.")} == {"MY.Packages", "MY.Foo"}
+    assert {name for name in commands if name.startswith("MY.")} == {
+        "MY.Packages",
+        "MY.Foo",
+        "MY.WantRemoteUpdates",
+    }
 
 
 SUBMIT_FILE = 'executable = a\nv = 1\n+Packages = "VO_ALICE@R::2"\nrequirements = Memory > 5\nqueue 3 x in (a b)\n'

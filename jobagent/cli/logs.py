@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if not found:
         raise JobError(f"{queue.name} has no job {job}, nor has its history", remedy="see jobagent jobs")
     cluster, process = map(int, job.split("."))
-    log = Path(found[0].user_log) if found[0].user_log else None
-    events = list(userlog.events(log, cluster, process)) if log else []
+    logs = (list(userlog.events(Path(path), cluster, process)) for path in found[0].user_logs)
+    events = next(filter(None, logs), [])  # a spooled job's log is with the schedd until it is fetched
     if args.json:
         print(
             json.dumps({**dataclasses.asdict(found[0]), "events": [dataclasses.asdict(e) for e in events]}, indent=2)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobagent.plugin import Context, Job, Parser, hookimpl
+from jobagent.plugin import Context, InputSource, Job, Parser, hookimpl
 
 JDL, SUBMIT, CLASSAD = "jdl", "submit", "classad"
 
@@ -108,3 +108,11 @@ def parsers() -> list[Parser]:
 def jobagent_parsers(context: Context) -> Sequence[Parser]:
     """Provide the three dialects."""
     return parsers()
+
+
+@hookimpl
+def jobagent_inputs(context: Context) -> Sequence[InputSource]:
+    """Provide files that JDLs name by AliEn's catalogue."""
+    from jobagent.condor.alien_names import FilesBesideTheJob
+
+    return [FilesBesideTheJob()]

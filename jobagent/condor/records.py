@@ -34,7 +34,15 @@ ATTRIBUTES = (
         "HoldReasonCode",
         "HoldReasonSubCode",
     ),
-    *("RemoteHost", "LastRemoteHost", "NumJobStarts", "LastVacateReason", "UserLog", "Iwd", "StageInFinish"),
+    *(
+        "RemoteHost",
+        "LastRemoteHost",
+        "NumJobStarts",
+        "LastVacateReason",
+        "UserLog",
+        "SUBMIT_UserLog",
+        "StageInFinish",
+    ),
     *(attributes.PACKAGES, attributes.JOB_PREPARE_SECONDS, attributes.JOB_CACHE_HITS),
     *(attributes.JOB_SEEDER_BYTES, attributes.JOB_NEIGHBOUR_BYTES, attributes.JOB_WEB_BYTES),
     *_LISTS,
@@ -60,7 +68,7 @@ class JobRecord:
     hold_code: int
     hold_subcode: int
     vacate_reason: str
-    user_log: str
+    user_logs: tuple[str, ...]
     is_spooled: bool
     asked: tuple[str, ...]
     packages: tuple[str, ...]
@@ -99,7 +107,7 @@ def record_of(ad: Mapping[str, Any]) -> JobRecord:
         hold_code=int(ad.get("HoldReasonCode", 0)),
         hold_subcode=int(ad.get("HoldReasonSubCode", 0)),
         vacate_reason=str(ad.get("LastVacateReason", "")),
-        user_log=str(ad.get("UserLog", "")),
+        user_logs=tuple(str(ad[name]) for name in ("UserLog", "SUBMIT_UserLog") if ad.get(name)),
         is_spooled=bool(ad.get("StageInFinish")),
         asked=tuple(map(str, asked)),
         packages=_joined(ad, attributes.JOB_PACKAGES),

@@ -16,12 +16,15 @@ from types import MappingProxyType
 
 from jobagent.condor import attributes, matching
 from jobagent.condor import submit_language as language
+from jobagent.condor.alien_names import beside, is_alien_name
 from jobagent.condor.expressions import Source, literal, quote, render, scan
 from jobagent.errors import JobSyntaxError, ValidationFailed
 from jobagent.model import InputFile, Job
 
 WRAPPER = Path(__file__).with_name("validated.sh")
 MEBI, KIBI = 1 << 20, 1 << 10
+# Lets the prepare hook write a line into the job's user log.
+TOLD_BY_THE_AGENT: Mapping[str, str] = {"MY.WantRemoteUpdates": "true"}
 
 IsFile = Callable[[Path], bool]
 
@@ -145,6 +148,8 @@ def _rewritten(job: Job) -> Submission:
         commands[name] = parts
     if job.packages and "rank" not in said and not is_open:
         commands["rank"] = matching.rank_of(job.packages)
+    if job.packages and "my.wantremoteupdates" not in said:
+        commands |= TOLD_BY_THE_AGENT
     return Submission(MappingProxyType(commands), _constant(job.attributes.get("queue", '""')))
 
 
@@ -183,6 +188,7 @@ class _Translation:
             "requirements": language.expression(wanted.text) if wanted.text else "",
             "rank": language.expression(rank) if (rank := ranked(job)) else "",
         }
+        commands |= TOLD_BY_THE_AGENT if job.packages else {}
         for name, text in {**asked(job), **carried(job)}.items():
             self._add_attribute(commands, name, text)
         return Submission(
@@ -200,8 +206,8 @@ class _Translation:
     def _add_input(self, item: InputFile) -> None:
         """Transfer a URL as it is, a file as it is, and an AliEn name as the file of that name beside the job."""
         source = item.url
-        if item.url.upper().startswith("LF:"):
-            source = item.name if self._exists(item.name) else ""
+        if is_alien_name(item.url):
+            source = beside(item.url, self._exists) or ""
         elif "://" not in item.url and not self._exists(item.url):
             source = ""
         if not source:

@@ -84,6 +84,7 @@ def test_a_jdl_runs_with_its_packages_and_its_story_can_be_read(
     assert (path.parent / "stdout").read_text().startswith("hello from tool 1")
     story = client("logs", f"{cluster}.0").stdout
     assert f"package    {site.packages.tool} sha256" in story and "exit 0" in story
+    assert f"generic jobagent: {site.packages.base}, {site.packages.tool} ready after" in story
     table = client("jobs", str(cluster)).stdout
     assert f"{cluster}.0" in table and "completed 0" in table and site.packages.tool in table
 
