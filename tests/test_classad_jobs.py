@@ -112,6 +112,7 @@ def test_the_vo_comes_from_the_ad_or_the_proxy():
         ('[ Cmd = x::y ]', 1, 10, "expected"),
     ],
 )  # fmt: skip
+@pytest.mark.acceptance(29)
 def test_a_malformed_ad_is_refused_with_line_and_column(text, line, column, expected):
     error = refusal(text)
     assert (error.line, error.column) == (line, column), str(error)
@@ -269,6 +270,7 @@ def test_arguments_survive_htcondors_notation(words):
     assert arguments.split(arguments.join(words)) == tuple(words)
 
 
+@pytest.mark.acceptance(28)
 def test_a_ten_megabyte_ad_is_read_or_refused_in_seconds():
     start = time.monotonic()
     assert ads.parse('Packages = {"A::1"}\nBlob = "' + "x" * 9_000_000 + '"\n').packages
@@ -276,6 +278,7 @@ def test_a_ten_megabyte_ad_is_read_or_refused_in_seconds():
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.acceptance(28)
 def test_hostile_names_stop_at_the_grammar():
     for name in ["../../etc", "a;rm", "$(x)", "a b", "-x", "a\\nb", "a|b", "x" * 300, "A::", "@A", "A::1::2", "`id`"]:
         with pytest.raises(JobSyntaxError):

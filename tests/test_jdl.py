@@ -167,6 +167,7 @@ def test_expressions_are_evaluated_by_htcondor():
         ('JDLVariables = {"A B"};', 1, 16, "not the name of an attribute"),
     ],
 )
+@pytest.mark.acceptance(29)
 def test_a_malformed_jdl_is_refused_with_line_column_and_expectation(text, line, column, expected):
     error = refusal(text)
     assert (error.line, error.column) == (line, column), str(error)
@@ -200,6 +201,7 @@ def test_arguments_that_are_used_nowhere_are_warned_of():
 @example('"; Packages = "evil::1')
 @example("\\")
 @example('"};')
+@pytest.mark.acceptance(28)
 def test_an_argument_never_becomes_anything_but_text(argument):
     job = parse('Executable = "$1"; X = $1; Requirements = other.A == "$1";', argument)
     assert list(job.attributes) == ["Executable", "X", "Requirements"]
@@ -351,6 +353,7 @@ def test_quoted_text_is_the_same_text_for_htcondor(text):
     ],
     ids=lambda text: text[:8],
 )
+@pytest.mark.acceptance(28)
 def test_a_huge_or_deep_text_is_refused_quickly(text):
     assert "\n" not in str(refusal(text))
 
@@ -359,6 +362,7 @@ def test_filling_places_cannot_blow_up_a_text():
     assert "longer than" in str(refusal('X = "' + "$1" * 1_000_000 + '"', "y" * 1000))
 
 
+@pytest.mark.acceptance(28)
 def test_ten_megabytes_of_valid_text_are_read():
     job = parse('Executable = "a"; Blob = "' + "x" * 9_900_000 + '";')
     assert job.executable == "a"

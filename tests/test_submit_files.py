@@ -175,12 +175,14 @@ def test_the_initial_directory_is_where_inputs_are_but_not_the_program():
         ("executable = a\n+Packages = VO_ALICE@ROOT::v1\nqueue", 2, "unexpected character '@'"),
     ],
 )
+@pytest.mark.acceptance(29)
 def test_a_malformed_submit_file_is_refused_with_its_line(text, line, expected):
     error = refusal(text)
     assert error.line == line, str(error)
     assert expected in str(error)
 
 
+@pytest.mark.acceptance(28)
 def test_reading_a_submit_file_runs_nothing(tmp_path):
     mark = tmp_path / "ran"
     for text in (f"include command : touch {mark}\nqueue", f"executable=a\nqueue x from touch {mark} |"):

@@ -113,6 +113,7 @@ def test_a_job_whose_validation_refuses_is_held_with_the_reason(
         ("a b", 214, "not of the form"),
     ],
 )
+@pytest.mark.acceptance(29)
 def test_packages_that_cannot_be_had_are_refused_at_submit(
     client: Client, job: Callable[..., Path], wanted: str, code: int, said: str
 ) -> None:
