@@ -315,3 +315,14 @@ def test_the_kept_root_is_needed_to_trust_anything(world, tmp_path):
     done = node.call("run", jdl(tmp_path))
     assert done.returncode in {224, 241}, done.stderr
     assert Path(world.root).exists()
+
+
+def test_a_version_published_a_moment_ago_is_found(world, tmp_path):
+    node = world.node(f'[plugins]\nenable = ["sharedcache"]\n[sharedcache]\nroot = "{tmp_path / "cache"}"\n')
+    done, _ = run(node, jdl(tmp_path), tmp_path)
+    assert done.returncode == 0, done.stderr
+    world.publish(
+        "Hello", {"bin/hello": HELLO.replace("hello from", "new from")}, "--depends", "Data::1", version="v3"
+    )
+    done, _ = run(node, jdl(tmp_path, '"Hello::v3"'), tmp_path)
+    assert (done.returncode, done.stdout[:11]) == (0, "new from v3"), done.stderr

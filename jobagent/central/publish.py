@@ -18,16 +18,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobagent import entry, environment_policy, manifest
-from jobagent.central import pack, provenance, torrents
+from jobagent.central import pack, provenance, torrents, updating
 from jobagent.central.content import Content, Given, Source
 from jobagent.central.placing import Draft
 from jobagent.central.repository import Repository, Signed
 from jobagent.contracts import ManifestEntry
 from jobagent.errors import AlreadyPublished, DiskFull, JobSyntaxError, PublishError
 from jobagent.events import Events
+from jobagent.job.updates import ARCHIVE_FORMAT as UPDATE_FORMAT
+from jobagent.job.updates import is_update
+from jobagent.job.updates import platform_of as update_platform
 from jobagent.model import Archive, Blob, EnvironmentChange, Package, PackageId, PackageSpec, PackageState
 
 DATA_FORMAT = "file"
+WORTHWHILE = 0.6  # an update is published where it has at most this share of the full archive's bytes
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,199}")
 
 
@@ -98,18 +102,24 @@ class Publisher:
                     self._events.emit("package.skipped", package=str(package_id))
                     continue
                 with _storage_errors(package_id):
-                    draft = self._draft(package_id, edition, Path(work) / str(number))
+                    draft, update = self._draft(package_id, edition, Path(work) / str(number))
                 if existing is not None:
                     raise _already(existing, draft.package)
                 self._known[package_id] = draft.package
-                drafts.append(draft)
+                drafts += [draft, update] if update else [draft]
             signed = self._repository.publish(drafts) if drafts else None
         for draft in drafts:
+            if is_update(draft.package.platform):
+                continue
             self._events.emit("package.published", package=str(draft.package.id), digest=draft.package.key)
-        return Published(tuple(draft.package for draft in drafts), tuple(skipped), signed)
+        new = tuple(draft.package for draft in drafts if not is_update(draft.package.platform))
+        return Published(new, tuple(skipped), signed)
 
-    def _draft(self, package_id: PackageId, edition: Edition, work: Path) -> Draft:
-        """Make one package below `work`; the trees are removed again, the archive stays."""
+    def _draft(self, package_id: PackageId, edition: Edition, work: Path) -> tuple[Draft, Draft | None]:
+        """Make one package below `work`, and the update to it from the version before, where that is worth its while.
+
+        The trees are removed again, the archives stay.
+        """
         making = work / "making"
         making.mkdir(parents=True)
         with self._events.phase("make", package=str(package_id)):
@@ -144,7 +154,8 @@ class Publisher:
         except ValueError as error:
             raise PublishError(f"{package_id} cannot have an entry: {error}") from error
         shutil.rmtree(making)
-        return Draft(package, archive.path, torrent.data, (manifest.encode(entries), bill))
+        objects = (manifest.encode(entries), bill)
+        return Draft(package, archive.path, torrent.data, objects, is_ours=not content.is_data)
 
     def _archive(
         self, package_id: PackageId, content: Content, work: Path

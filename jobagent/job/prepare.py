@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 from jobagent.config import JobSettings
 from jobagent.contracts import Freshness, Holder, Lease
-from jobagent.errors import JobError
+from jobagent.errors import JobError, UnknownPackage
 from jobagent.job import environment
 from jobagent.job.build import Build
 from jobagent.job.kit import Kit
 from jobagent.job.resolve import resolve
+from jobagent.job.upgrade import Upgrade
 from jobagent.model import EnvironmentChange, Installed, Package, Plan, Requirement, Traffic
 
 PARALLEL_FETCHES = 8  # the swarm serves several torrents at once; more only adds threads
@@ -56,8 +57,7 @@ def prepare(requirement: Requirement, kit: Kit, holder: Holder) -> Prepared:
     if not requirement.packages:
         return Prepared(Plan((), ()), (), (), None, 0.0)
     with kit.events.phase("resolve"):
-        freshness = kit.catalogue.refresh()
-        plan = resolve(requirement, kit.catalogue)
+        freshness, plan = _resolve(requirement, kit)
     kit.events.emit("plan.made", digests=" ".join(package.key for package in plan.packages))
     for package_id in plan.defaulted:
         kit.events.emit("version.chosen", package=str(package_id), message="newest released version")
@@ -77,6 +77,16 @@ def prepare(requirement: Requirement, kit: Kit, holder: Holder) -> Prepared:
 def release(prepared: Prepared, kit: Kit) -> None:
     """End all leases; idempotent."""
     _release_leases(prepared.leases, kit)
+
+
+def _resolve(requirement: Requirement, kit: Kit) -> tuple[Freshness, Plan]:
+    """Resolve in the catalogue as it is known here; what is not found there may be new, so it is asked for once."""
+    freshness = kit.catalogue.refresh()
+    try:
+        return freshness, resolve(requirement, kit.catalogue)
+    except UnknownPackage:
+        freshness = kit.catalogue.refresh(is_forced=True)
+        return freshness, resolve(requirement, kit.catalogue)
 
 
 def _release_leases(leases: Sequence[Lease], kit: Kit) -> None:
@@ -106,7 +116,8 @@ def _acquire_all(packages: Sequence[Package], kit: Kit, holder: Holder) -> list[
     failures: list[BaseException] = []  # in the order of time: the later ones are the cancelled
 
     def lease_one(package: Package) -> Lease:
-        build = Build(package, scoped, deadline=deadline, unpacking=unpacking)
+        full = Build(package, scoped, deadline=deadline, unpacking=unpacking)
+        build = Upgrade(package, scoped, deadline=deadline, full=full)
         lease = kit.cache.acquire(package, holder, build, cancelled=scoped.cancelled)
         try:
             _announce(lease, kit)
