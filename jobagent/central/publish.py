@@ -25,13 +25,10 @@ from jobagent.central.repository import Repository, Signed
 from jobagent.contracts import ManifestEntry
 from jobagent.errors import AlreadyPublished, DiskFull, JobSyntaxError, PublishError
 from jobagent.events import Events
-from jobagent.job.updates import ARCHIVE_FORMAT as UPDATE_FORMAT
 from jobagent.job.updates import is_update
-from jobagent.job.updates import platform_of as update_platform
 from jobagent.model import Archive, Blob, EnvironmentChange, Package, PackageId, PackageSpec, PackageState
 
 DATA_FORMAT = "file"
-WORTHWHILE = 0.6  # an update is published where it has at most this share of the full archive's bytes
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,199}")
 
 
@@ -108,11 +105,9 @@ class Publisher:
                 self._known[package_id] = draft.package
                 drafts += [draft, update] if update else [draft]
             signed = self._repository.publish(drafts) if drafts else None
-        for draft in drafts:
-            if is_update(draft.package.platform):
-                continue
-            self._events.emit("package.published", package=str(draft.package.id), digest=draft.package.key)
         new = tuple(draft.package for draft in drafts if not is_update(draft.package.platform))
+        for package in new:
+            self._events.emit("package.published", package=str(package.id), digest=package.key)
         return Published(new, tuple(skipped), signed)
 
     def _draft(self, package_id: PackageId, edition: Edition, work: Path) -> tuple[Draft, Draft | None]:
@@ -153,9 +148,13 @@ class Publisher:
             entry.encode(package)
         except ValueError as error:
             raise PublishError(f"{package_id} cannot have an entry: {error}") from error
+        with self._events.phase("update", package=str(package_id)):
+            update = updating.draft(
+                package, content.path, entries, list(self._known.values()), self._repository.directory, work
+            )
         shutil.rmtree(making)
         objects = (manifest.encode(entries), bill)
-        return Draft(package, archive.path, torrent.data, objects, is_ours=not content.is_data)
+        return Draft(package, archive.path, torrent.data, objects, is_ours=not content.is_data), update
 
     def _archive(
         self, package_id: PackageId, content: Content, work: Path

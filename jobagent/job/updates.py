@@ -1,0 +1,234 @@
+"""A new version from one that the node has: what changed travels, what stayed is linked.
+
+The publisher makes, beside the full archive, an *update*: an entry of the same package whose platform ends in `~` and
+the first digits of the base's archive, and whose archive is the file described here.  It is signed, fetched, verified
+and seeded like any other.  The tree that comes of it is compared with the same signed manifest as an unpacked one, so
+an update can be wrong but cannot do harm; where it does not work out, the full archive is fetched.
+
+Form of the file: one line of JSON, then zstd frames.
+
+    {"format": 1, "base": MANIFEST, "tree": MANIFEST, "changed": [[SHA256, SIZE, FRAME_BYTES, PATH], …],
+     "new": [[SHA256, SIZE], …]}
+
+`changed` are files compressed against the file PATH of the base (zstd's raw-content dictionary), one frame each, in
+this order; `new` are all others that the base has not, one behind another in a last frame.  Manifests are named by
+their digests.  A file of the base that relocation rewrote on the node is never counted on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from jobagent import manifest
+from jobagent.contracts import ManifestEntry
+from jobagent.errors import HostileArchive
+from jobagent.job.relocation import RECORD, Record
+from jobagent.model import Installed, Package
+
+ARCHIVE_FORMAT = "update"  # of `Archive.format`
+FORMAT = 1
+BASE_DIGITS = 16
+MAX_HEADER_BYTES = 64 << 20
+MAX_CHANGED_BYTES = 512 << 20  # of one file, before and after: both are in memory
+MAX_WINDOW_BYTES = 1 << 30
+_MARK = "~"
+_CHUNK_BYTES = 1 << 20
+
+
+def platform_of(package: Package, base: Package) -> str:
+    """Return the platform of the entry that leads from `base` to `package`."""
+    return f"{package.platform}{_MARK}{base.key[:BASE_DIGITS]}"
+
+
+def is_update(platform: str) -> bool:
+    """Whether an entry with this platform is an update: nothing that a job can ask for."""
+    return _MARK in platform
+
+
+def choose(
+    versions: Sequence[Package], package: Package, bases: Sequence[Installed]
+) -> tuple[Package, Installed] | None:
+    """Return the smallest update to `package` from what is installed; None where there is none worth its while."""
+    by_platform = {platform_of(package, base.package): base for base in bases}
+    found = [
+        (entry, by_platform[entry.platform])
+        for entry in versions
+        if entry.id == package.id and entry.platform in by_platform and entry.archive.format == ARCHIVE_FORMAT
+    ]
+    smallest = min(found, key=lambda pair: pair[0].archive.size_bytes, default=None)
+    if smallest is None or smallest[0].archive.size_bytes >= package.archive.size_bytes:
+        return None
+    return smallest
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The installed tree that an update starts from, and what it was when it was signed."""
+
+    tree: Path
+    digest: str
+    entries: Sequence[ManifestEntry]
+
+    def sources(self) -> Mapping[str, ManifestEntry]:
+        """Return by digest the files that are on disk as they were signed."""
+        with contextlib.suppress(FileNotFoundError):
+            record = Record.decode((self.tree / RECORD).read_bytes())
+            rewritten = relocated(record)
+            return {e.sha256: e for e in self.entries if e.kind == "f" and e.path not in rewritten}
+        return {e.sha256: e for e in self.entries if e.kind == "f"}
+
+
+def relocated(record: Record) -> frozenset[str]:
+    """Return the paths whose content depends on where the tree is installed."""
+    return frozenset((*record.texts, *(program for _, program in record.loaders)))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of an update."""
+
+    base: str
+    tree: str
+    changed: tuple[tuple[str, int, int, str], ...]
+    new: tuple[tuple[str, int], ...]
+
+    def encode(self) -> bytes:
+        """Return the line."""
+        fields = {"format": FORMAT, "base": self.base, "tree": self.tree, "changed": self.changed, "new": self.new}
+        return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def read(cls, stream: BinaryIO) -> Header:
+        """Read the line; raises HostileArchive where it is malformed or of another format."""
+        line = stream.readline(MAX_HEADER_BYTES)
+        try:
+            fields = json.loads(line)
+            if fields["format"] != FORMAT:
+                raise HostileArchive(f"update has format {str(fields['format'])[:20]}, known is {FORMAT}")
+            changed = tuple((str(h), int(s), int(c), manifest.checked_path(p)) for h, s, c, p in fields["changed"])
+            new = tuple((str(h), int(s)) for h, s in fields["new"])
+            header = cls(str(fields["base"]), str(fields["tree"]), changed, new)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise HostileArchive(f"update's header is malformed: {error!r}") from error
+        return header
+
+
+def apply(update: Path, base: Base, wanted: Sequence[ManifestEntry], digest: str, into: Path) -> None:
+    """Build the tree `wanted` (its manifest has `digest`) in the empty directory `into`.
+
+    Each file's content is checked as it is written or, where it is linked, left to the caller, who compares the whole
+    tree with its manifest anyway.
+
+    Raises:
+        HostileArchive: The update is malformed, for another base or tree, or lacks a file.
+        OSError: The base has gone, or there is no room.
+    """
+    manifest.check(wanted)
+    places: dict[str, list[ManifestEntry]] = {}
+    for entry in wanted:
+        if entry.kind == "d":
+            (into / entry.path).mkdir(parents=True, exist_ok=True)
+        elif entry.kind == "f":
+            (into / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            places.setdefault(entry.sha256, []).append(entry)
+    sources = base.sources()
+    with update.open("rb") as stream:
+        header = Header.read(stream)
+        if (header.base, header.tree) != (base.digest, digest):
+            raise HostileArchive("update is for another base or tree")
+        for sha256, content in _contents(stream, header, base, sources):
+            for entry in places.pop(sha256, ()):
+                _write(into / entry.path, entry, content)
+    for sha256, entries in places.items():
+        if sha256 not in sources:
+            raise HostileArchive(f"update lacks {entries[0].path[:200]}")
+        for entry in entries:
+            _take(base.tree / sources[sha256].path, sources[sha256], into / entry.path, entry)
+    for entry in wanted:
+        if entry.kind == "l":
+            os.symlink(entry.target, into / entry.path)
+
+
+def delta(content: bytes, base: bytes, level: int) -> bytes:
+    """Return `content` compressed against `base`."""
+    window_log = max(10, min(30, (len(content) + len(base)).bit_length()))
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, source_size=len(content), dict_size=len(base), window_log=window_log, enable_ldm=True
+    )
+    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(content)
+
+
+def _contents(
+    stream: BinaryIO, header: Header, base: Base, sources: Mapping[str, ManifestEntry]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield digest and content of every file that the update brings, checked."""
+    by_path = {e.path: e for e in sources.values()}
+    signed = {e.path: e for e in base.entries if e.kind == "f"}
+    for sha256, size_bytes, frame_bytes, path in header.changed:
+        if path not in signed or (path not in by_path and signed[path].sha256 not in sources):
+            raise HostileArchive(f"update builds on {path[:200]}, which the base has not")
+        if not 0 <= size_bytes <= MAX_CHANGED_BYTES or not 0 <= frame_bytes <= size_bytes + _CHUNK_BYTES:
+            raise HostileArchive(f"update has a file of {size_bytes} bytes in {frame_bytes}")
+        old = (base.tree / sources[signed[path].sha256].path).read_bytes()
+        yield sha256, _checked(sha256, _expanded(stream.read(frame_bytes), old, size_bytes))
+    with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(stream) as reader:
+        for sha256, size_bytes in header.new:
+            if not 0 <= size_bytes <= MAX_CHANGED_BYTES:
+                raise HostileArchive(f"update has a new file of {size_bytes} bytes")
+            yield sha256, _checked(sha256, _read(reader, size_bytes))
+
+
+def _expanded(frame: bytes, base: bytes, size_bytes: int) -> bytes:
+    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    decompressor = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_WINDOW_BYTES)
+    try:
+        if zstandard.frame_content_size(frame) != size_bytes:
+            raise HostileArchive("update has a frame of another size than its header says")
+        return decompressor.decompress(frame, max_output_size=size_bytes)
+    except zstandard.ZstdError as error:
+        raise HostileArchive(f"update cannot be expanded: {error}") from error
+
+
+def _read(reader: zstandard.ZstdDecompressionReader, size_bytes: int) -> bytes:
+    parts, missing = [], size_bytes
+    try:
+        while missing and (part := reader.read(min(missing, _CHUNK_BYTES))):
+            parts.append(part)
+            missing -= len(part)
+    except zstandard.ZstdError as error:
+        raise HostileArchive(f"update cannot be expanded: {error}") from error
+    if missing:
+        raise HostileArchive("update ends early")
+    return b"".join(parts)
+
+
+def _checked(sha256: str, content: bytes) -> bytes:
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise HostileArchive(f"update makes a file that is not {sha256[:16]}…")
+    return content
+
+
+def _write(path: Path, entry: ManifestEntry, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, entry.mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        os.fchmod(stream.fileno(), entry.mode)
+
+
+def _take(source: Path, source_entry: ManifestEntry, path: Path, entry: ManifestEntry) -> None:
+    """Link a file of the base, or copy it where its mode or the file system forbids that."""
+    if source_entry.mode == entry.mode:
+        with contextlib.suppress(OSError):
+            os.link(source, path, follow_symlinks=False)
+            return
+    _write(path, entry, source.read_bytes())
