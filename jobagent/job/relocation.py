@@ -31,7 +31,7 @@ from jobagent.contracts import ManifestEntry
 from jobagent.errors import HostileArchive, ScratchUnusable
 
 RECORD = ".jobagent/relocate"
-LOADER_BYTES = 200
+LOADER_BYTES = 1000  # batch systems nest their scratch directories deeply; the kernel allows 4096
 LOADER_PLACEHOLDER = "/" + "P" * (LOADER_BYTES - 1)
 MAX_RECORD_BYTES = 16 << 20
 MAX_TEXT_BYTES = 64 << 20  # of one rewritten file, before and after

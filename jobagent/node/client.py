@@ -14,6 +14,7 @@ from jobagent.node import wire
 
 SOCKET_VARIABLE = "JOBAGENT_SOCKET"
 CONNECT_RETRY_S = 0.1
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,13 +112,26 @@ def ask(
         connection.close()
 
 
+def at(path: str, act: Callable[[str], object]) -> None:
+    """Call `bind` or `connect` with the address of a socket, which may be longer than the kernel takes at once."""
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+        act(path)
+        return
+    directory, name = os.path.split(path)
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        act(f"/proc/self/fd/{descriptor}/{name}")
+    finally:
+        os.close(descriptor)
+
+
 def _connect(path: str, timeout_s: float, wait_s: float) -> socket.socket:
     deadline = time.monotonic() + wait_s
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(timeout_s)
         try:
-            connection.connect(path)
+            at(path, connection.connect)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             connection.close()
             if time.monotonic() >= deadline:

@@ -25,7 +25,7 @@ from jobagent.contracts import ManagedCache
 from jobagent.errors import JobAgentError, SiteError, UsageError, one_line
 from jobagent.job.kit import Kit
 from jobagent.node import wire
-from jobagent.node.client import default_socket
+from jobagent.node.client import at, default_socket
 from jobagent.node.currentness import CurrentCatalogue, Refresher
 from jobagent.node.health import Health
 from jobagent.node.holdings import Holdings
@@ -42,7 +42,6 @@ DRAIN_READS = 16
 ALIVE_INTERVAL_S = 5.0  # a line at least so often while a client waits: clients endure a minute of silence
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_OF_USER = 256
-MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7)
 
 
 def socket_of(settings: NodeSettings) -> Path:
@@ -251,10 +250,6 @@ def listening(path: Path, mode: int) -> Iterator[socket.socket]:
     Raises:
         SiteError: The path cannot be used, or another service has it.
     """
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise SiteError(
-            f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes", remedy="set [node] socket"
-        )
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
@@ -263,7 +258,7 @@ def listening(path: Path, mode: int) -> Iterator[socket.socket]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            listener.bind(str(path))
+            at(str(path), listener.bind)
             path.chmod(mode)
             listener.listen(MAX_CONNECTIONS)
         except BlockingIOError as error:
