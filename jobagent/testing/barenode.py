@@ -27,7 +27,8 @@ TOOL_TIMEOUT_S = 30.0
 MAKE_TIMEOUT_S = 300.0
 _PROGRAMS = ("mmdebstrap", "ip", "unshare", "mount")
 
-# $1 lower $2 upper $3 work $4 root $5 uid:gid, then the command.  The shell stays as process 1: it reaps.
+# $1 lower $2 upper $3 work $4 root $5 uid:gid $6 number of paths, the paths, then the command.
+# The shell stays as process 1: it reaps.
 _ENTER = """
 mount -t overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" overlay "$4" &&
 mount -t proc proc "$4/proc" &&
@@ -36,8 +37,13 @@ mkdir -m 1777 "$4/dev/shm" && ln -s /proc/self/fd "$4/dev/fd" || exit 125
 for device in null zero full random urandom; do
     : >"$4/dev/$device" && mount --bind "/dev/$device" "$4/dev/$device" || exit 125
 done
-root=$4 user=$5
-shift 5
+root=$4 user=$5 paths=$6
+shift 6
+while [ "$paths" -gt 0 ]; do
+    mkdir -p "$root$1" && mount --bind "$1" "$root$1" || exit 125
+    paths=$((paths - 1))
+    shift
+done
 chroot --userspec="$user" --groups= "$root" "$@"
 """
 
@@ -116,6 +122,7 @@ class BareNode:
         self.namespace = f"{lan.name}n{self.address.rpartition('.')[2]}"
         self.account = accounts.of_user()
         self._running: list[subprocess.Popen[str]] = []
+        self._mounts: list[Path] = []
 
     def __enter__(self) -> BareNode:
         self._lower = minimal_debian(self.suite)
@@ -160,6 +167,10 @@ class BareNode:
         target.mkdir(parents=True, exist_ok=True)
         os.chown(target, self.account.uid, self.account.gid)
 
+    def mount(self, path: Path) -> None:
+        """Show a directory of this machine on the node, under the same path, from the next command on."""
+        self._mounts.append(path.resolve())
+
     def written(self) -> list[str]:
         """Return the paths of all files that were written on the node."""
         upper = self.disk / "upper"
@@ -171,20 +182,8 @@ class BareNode:
         """Start a program on the node as its user; output is piped.  Killing it takes all its descendants with it."""
         user = "0:0" if is_root else f"{self.account.uid}:{self.account.gid}"
         disk = [str(self.disk / name) for name in ("upper", "work", "root")]
-        enter = [
-            "unshare",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            _ENTER,
-            "sh",
-            str(self._lower),
-            *disk,
-            user,
-        ]
+        enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _ENTER, "sh", str(self._lower)]
+        enter += [*disk, user, str(len(self._mounts)), *map(str, self._mounts)]
         variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", **(environment or {})}
         clean = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
         started = subprocess.Popen(

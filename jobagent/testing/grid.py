@@ -1,6 +1,6 @@
 """A VO with pilots, all parts real: catalogue and services, the VO's pool, and the bundle, on a private network.
 
-Worker nodes are `BareNode`s on the same network; a compute element with its batch system is `jobagent.testing.element`.
+Worker nodes are `BareNode`s on the same network; `jobagent.testing.element` is a compute element in front of some.
 """
 
 from __future__ import annotations
@@ -28,6 +28,15 @@ _VO_CONFIG = f"""
 ALLOW_ADVERTISE_STARTD = {GLIDEIN_IDENTITY}
 ALLOW_ADVERTISE_MASTER = {GLIDEIN_IDENTITY} condor@* root@* $(POOL_USER)@*
 """
+# The VO's schedd as a client of compute elements, quick.
+CLIENT = """
+GRIDMAP =
+CONDOR_JOB_POLL_INTERVAL = 3
+GRIDMANAGER_JOB_PROBE_INTERVAL = 3
+GRIDMANAGER_JOB_PROBE_RATE = 20
+GRIDMANAGER_SELECTION_EXPR = Owner
+C_GAHP_CONTACT_SCHEDD_DELAY = 1
+"""
 # What a production pool does in minutes, in seconds.
 QUICK = """UPDATE_INTERVAL = 5
 MASTER_UPDATE_INTERVAL = 5
@@ -39,7 +48,9 @@ JOBAGENT_PERIOD = 2s
 class Grid:
     """Everything central.  A context manager; `suite` is that of the glide-ins' HTCondor, pool and all."""
 
-    def __init__(self, *, suite: str = "sid", effort: int = 0, settings: Mapping[str, Mapping[str, object]] | None = None):
+    def __init__(
+        self, *, suite: str = "sid", effort: int = 0, settings: Mapping[str, Mapping[str, object]] | None = None
+    ):
         self._suite = suite
         self._effort = effort
         self._settings = {**(settings or {})}
@@ -54,9 +65,14 @@ class Grid:
             self.directory = directory
             self.lan = stack.enter_context(Lan())
             self.condor: CondorTree = condor_tree.install(directory / "condor", self._suite)
-            config = f"{_VO_CONFIG}\n{self._vo_config()}"
             self.pool = stack.enter_context(
-                Pool(self.condor, name=POOL_NAME, execution_points=0, central_config=config, host=self.lan.address)
+                Pool(
+                    self.condor,
+                    name=POOL_NAME,
+                    execution_points=0,
+                    central_config=_VO_CONFIG + CLIENT,
+                    host=self.lan.address,
+                )
             )
             self.world = World(directory / "world", vos=(VO,))
             self.world.start_services("--host", self.lan.address)
@@ -93,9 +109,6 @@ class Grid:
 
     # inside
 
-    def _vo_config(self) -> str:
-        return ""
-
     def _publish(self) -> None:
         worker = condor_tree.install(self.directory / "worker", self._suite, "worker")
         self.publish("HTCondorWorker", worker.version, worker.path)
@@ -116,7 +129,16 @@ class Grid:
         )
         output = self.directory / "bundle"
         words = ("--url", self.world.url, "--root", self.world.root, "--vo", VO, "--pool", self.pool.address)
-        words += ("--agent", "JobAgent", "--settings", extra, "--catalogue", self.world.catalogue, "--scratch-mb", "200")
+        words += (
+            "--agent",
+            "JobAgent",
+            "--settings",
+            extra,
+            "--catalogue",
+            self.world.catalogue,
+            "--scratch-mb",
+            "200",
+        )
         made = self.world.call("bundle", output, "--effort", str(self._effort), "--json", *words)
         self.bundle_bytes = int(json.loads(made)["size_bytes"])
         self.publish("JobAgent", "1", output / "agent")
