@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobagent.condor import ads, arguments, evaluation, expressions
+from jobagent.condor import ads, arguments, evaluation, expressions, lexemes
 from jobagent.condor.statements import Rules, read
 from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, PackageSpec
@@ -148,7 +148,7 @@ def _comparisons():
 def test_htcondors_functional_vectors_evaluate_as_they_say():
     agreed = 0
     for line in _comparisons():
-        source = expressions.Source(line)
+        source = lexemes.Source(line)
         try:
             left = expressions.scan(source, 0, until=",")
             right = expressions.scan(source, left.end + 1, until="")
@@ -168,7 +168,7 @@ def test_htcondors_records_are_read_whole():
     records = re.findall(r"^eval \w+ = (\[\n.*?^ +\])$", text, re.MULTILINE | re.DOTALL)
     assert len(records) >= 3
     for record in records:
-        found = expressions.scan(expressions.Source(record), 0, until="")
+        found = expressions.scan(lexemes.Source(record), 0, until="")
         assert classad2.ExprTree(found.text) == classad2.ExprTree(record)
 
 
@@ -182,7 +182,7 @@ def test_htcondors_lexer_vectors_are_words_of_ours_too():
         if kind == "LEX_TOKEN_ERROR":
             continue
         text = text.strip()
-        words = list(expressions.Source(text).lexemes(0))
+        words = list(lexemes.Source(text).lexemes(0))
         assert len(words) == 1, line
         wanted = {"LEX_INTEGER_VALUE": "number", "LEX_REAL_VALUE": "number", "LEX_STRING_VALUE": "string"}.get(kind)
         assert wanted in {None, words[0].kind}, line
@@ -286,6 +286,6 @@ def test_hostile_names_stop_at_the_grammar():
 
 
 def test_names_that_are_no_identifiers_are_quoted():
-    statements = read(expressions.Source("[ 'my x' = 1; y = 'my x' + 1 ]"), Rules())
+    statements = read(lexemes.Source("[ 'my x' = 1; y = 'my x' + 1 ]"), Rules())
     assert set(statements) == {"my x", "y"}
     assert evaluation.evaluate("y", {s.name: s.text for s in statements.values()}) == 2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobagent.condor import expressions, jdl
+from jobagent.condor import jdl, lexemes
 from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, PackageSpec
 
@@ -318,7 +318,7 @@ def test_any_text_is_read_or_refused_as_a_syntax_error(text, arguments):
         return
     for name, value in job.attributes.items():
         assert "\n" not in value
-        classad2.ExprTree(f"{expressions.attribute_name(name)} =?= ({value})")
+        classad2.ExprTree(f"{lexemes.attribute_name(name)} =?= ({value})")
 
 
 @given(
@@ -329,8 +329,8 @@ def test_any_text_is_read_or_refused_as_a_syntax_error(text, arguments):
     )
 )
 def test_quoted_text_is_the_same_text_for_htcondor(text):
-    quoted = expressions.quote(text)
-    assert expressions.unquote(quoted) == text
+    quoted = lexemes.quote(text)
+    assert lexemes.unquote(quoted) == text
     assert classad2.ExprTree(quoted).eval() == text
 
 

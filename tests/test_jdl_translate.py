@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobagent.cli.main import main
-from jobagent.condor import ads, describe, jdl, matching, submit, submit_language, translate
+from jobagent.condor import ads, describe, jdl, lexemes, matching, submit, submit_language, translate
 from jobagent.errors import JobSyntaxError
 from jobagent.model import PackageSpec
 
@@ -299,7 +299,7 @@ def test_arguments_and_environment_arrive_as_they_were(words, variables):
 @example(["$(x)\\"])
 @example(['"\\"', "$$(y)"])
 def test_attributes_arrive_as_they_were(values):
-    text = jdl.parse(f"X = {{ {', '.join(map(matching.quote, values))} }};").attributes["X"]
+    text = jdl.parse(f"X = {{ {', '.join(map(lexemes.quote, values))} }};").attributes["X"]
     try:
         said = submit_language.expression(text)
     except JobSyntaxError:

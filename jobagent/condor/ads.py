@@ -16,7 +16,7 @@ from types import MappingProxyType
 from jobagent.condor import arguments as notation
 from jobagent.condor import attributes, environment, quantities
 from jobagent.condor.evaluation import Values
-from jobagent.condor.expressions import MAX_TEXT, Source, new_syntax
+from jobagent.condor.lexemes import MAX_TEXT, Source, new_syntax
 from jobagent.condor.statements import MAX_STATEMENTS, Rules, Statement, read, read_value
 from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, Job

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobagent.condor import arguments as notation
 from jobagent.condor import environment
-from jobagent.condor.expressions import attribute_name, quote, render
+from jobagent.condor.lexemes import attribute_name, quote, render
 from jobagent.condor.translate import KIBI, MEBI, asked, carried, matched, ranked
 from jobagent.model import Job
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from jobagent.condor.expressions import KEYWORDS, Literal, Source, attribute_name
+from jobagent.condor.lexemes import KEYWORDS, Literal, Source, attribute_name
 from jobagent.condor.statements import Statement
 from jobagent.errors import JobSyntaxError
 from jobagent.model import PackageSpec

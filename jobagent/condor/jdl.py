@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobagent.condor import alien
-from jobagent.condor.expressions import MAX_TEXT, Source, quote
+from jobagent.condor.lexemes import MAX_TEXT, Source, quote
 from jobagent.condor.statements import Rules, read
 from jobagent.errors import JobSyntaxError
 from jobagent.model import Job

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobagent.condor import attributes
-from jobagent.condor.expressions import Lexeme, Source, quote, scan
+from jobagent.condor.expressions import scan
+from jobagent.condor.lexemes import Lexeme, Source, quote
 from jobagent.model import PackageSpec, owner_of
 
 CACHED = f"TARGET.{attributes.MACHINE_CACHED_PACKAGES}"

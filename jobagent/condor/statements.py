@@ -5,16 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from jobagent.condor.expressions import (
-    Expression,
-    Literal,
-    Source,
-    Substitute,
-    confirm,
-    render,
-    scan,
-    unquote,
-)
+from jobagent.condor.expressions import Expression, Substitute, confirm, scan
+from jobagent.condor.lexemes import Literal, Source, render, unquote
 from jobagent.errors import JobSyntaxError
 
 MAX_STATEMENTS = 20_000

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from jobagent.condor import ads, environment, quantities
 from jobagent.condor import arguments as notation
-from jobagent.condor.expressions import Literal, Source, confirm, new_syntax, quote, render, scan
+from jobagent.condor.expressions import confirm, scan
+from jobagent.condor.lexemes import Literal, Source, new_syntax, quote, render
 from jobagent.condor.statements import Statement, read_value
 from jobagent.condor.submit_queue import Queue, first_item, parse_queue
 from jobagent.condor.submit_text import Command, SubmitText, read

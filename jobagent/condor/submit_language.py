@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from jobagent.condor import arguments as notation
 from jobagent.condor import environment
-from jobagent.condor.expressions import Lexeme, Source, scan, unquote
+from jobagent.condor.expressions import scan
+from jobagent.condor.lexemes import Lexeme, Source, unquote
 from jobagent.condor.matching import written
 from jobagent.errors import JobSyntaxError
 

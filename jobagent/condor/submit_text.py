@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jobagent.condor.expressions import MAX_TEXT, Source
+from jobagent.condor.lexemes import MAX_TEXT, Source
 from jobagent.errors import JobSyntaxError
 
 MAX_LINES = 100_000
@@ -111,7 +111,7 @@ def _block(lines: Iterator[tuple[int, str]], tag: str, opened: int) -> Iterator[
 
 
 def _items(lines: Iterator[tuple[int, str]], opened: int) -> tuple[str, ...]:
-    items = []
+    items: list[str] = []
     for _, line in lines:
         if line.startswith(")"):
             return tuple(items)

@@ -17,7 +17,8 @@ from types import MappingProxyType
 from jobagent.condor import attributes, matching
 from jobagent.condor import submit_language as language
 from jobagent.condor.alien_names import beside, is_alien_name
-from jobagent.condor.expressions import Source, literal, quote, render, scan
+from jobagent.condor.expressions import scan
+from jobagent.condor.lexemes import Source, literal, quote, render
 from jobagent.errors import JobSyntaxError, ValidationFailed
 from jobagent.model import InputFile, Job
 
