@@ -1,8 +1,8 @@
 """Members → tree on disk, hashed as it is written.
 
-One thread reads the archive in order, decides, hashes and writes; others decompress ahead of it.  Until the last
-member is written the tree holds real directories and files only, made by us in a directory of ours, so no path can
-lead out of it; symlinks come last, after all of them together were found to stay within the tree.
+One thread reads the archive in order, decides and writes; others decompress ahead of it, and one hashes behind it.
+Until the last member is written the tree holds real directories and files only, made by us in a directory of ours,
+so no path can lead out of it; symlinks come last, after all of them together were found to stay within the tree.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jobagent.plugin import DiskFull, HostileArchive, ManifestEntry, Package, Tree, manifest
 from jobagent_archives import streams, tar
 
-LARGE_FILE_BYTES = 1 << 20  # above this another thread writes while the first hashes
-MAX_PENDING_BYTES = 64 << 20  # read from the archive and not yet on disk
+MAX_PENDING_BYTES = 64 << 20  # written and not yet hashed
+_BATCH_BYTES = 1 << 20  # handed over to be hashed together: a hand-over costs as much as a small file
 _COPY_BYTES = 1 << 20
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINK_IMPOSSIBLE = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -74,7 +74,8 @@ def _unpack(buffers: Iterator[bytes], signed: Tree, writer: _Writer) -> list[Man
         elif member.kind == "f":
             writer.write(member, source)
             source.read(tar.padding(member.size_bytes))
-    entries = [replace(e, sha256=writer.digests[e.path]) if e.path in writer.digests else e for e in plan.entries()]
+    digests = writer.digests()
+    entries = [replace(entry, sha256=digests.get(entry.path, "")) for entry in plan.entries()]
     manifest.check(entries)
     for entry in entries:
         if entry.kind == "l":
@@ -143,25 +144,74 @@ class _Plan:
             raise HostileArchive(f"archive has more than the {self._signed.size_bytes} bytes that were signed")
 
 
-class _Writer:
-    """Writes below one directory.
+class _Hasher:
+    """Hashes on a thread of its own, in order and a little behind its caller, who is busy in system calls."""
 
-    Small files are written by the caller's thread: several threads in short system calls would pass Python's lock to
-    and fro more often than they work.  Large files are hashed there while one other thread writes them (two would
-    spin on the inode's lock).
+    def __init__(self) -> None:
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._batch: list[tuple[hashlib._Hash, memoryview]] = []
+        self._batch_bytes = 0
+        self._pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
+        self._pending_bytes = 0
+
+    def add(self, digest: hashlib._Hash, piece: memoryview) -> None:
+        """Have `piece` added to `digest`; it is, once `drain` has returned."""
+        self._batch.append((digest, piece))
+        self._batch_bytes += len(piece)
+        if self._batch_bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def drain(self) -> None:
+        """Wait for all that was added."""
+        self._flush()
+        self._wait(0)
+
+    def close(self) -> None:
+        """End the thread, whatever is left to do."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _flush(self) -> None:
+        batch, size_bytes = self._batch, self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+        self._pending.append((size_bytes, self._thread.submit(_update, batch)))
+        self._pending_bytes += size_bytes
+        self._wait(MAX_PENDING_BYTES)
+
+    def _wait(self, limit_bytes: int) -> None:
+        while self._pending and (self._pending_bytes > limit_bytes or not limit_bytes):
+            size_bytes, future = self._pending.popleft()
+            future.result()
+            self._pending_bytes -= size_bytes
+
+
+def _update(batch: Sequence[tuple[hashlib._Hash, memoryview]]) -> None:
+    for digest, piece in batch:
+        digest.update(piece)
+
+
+class _Writer:
+    """Writes below one directory, from the caller's thread.
+
+    Several threads in short system calls would pass Python's lock to and fro more often than they work, and two that
+    write one file spin on its inode's lock; so only hashing is done elsewhere.
     """
 
     def __init__(self, into: Path) -> None:
-        self.digests: dict[str, str] = {}
+        self._digests: dict[str, hashlib._Hash] = {}
+        self._hasher = _Hasher()
         self._root = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._other = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="write")
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._other.shutdown(cancel_futures=True)
+        self._hasher.close()
         os.close(self._root)
+
+    def digests(self) -> Mapping[str, str]:
+        """Return the sha256 of every file, once all is hashed."""
+        self._hasher.drain()
+        return {path: digest.hexdigest() for path, digest in self._digests.items()}
 
     def make_directory(self, path: str) -> None:
         """Make one directory; its parent is there."""
@@ -170,14 +220,15 @@ class _Writer:
 
     def write(self, member: tar.Member, source: tar.Source) -> None:
         """Write a file with the data that `source` has next."""
+        digest = self._digests[member.path] = hashlib.sha256()
         descriptor = self._create(member.path, member.mode)
-        digest = hashlib.sha256()
-        write = self._write_large if member.size_bytes > LARGE_FILE_BYTES else _write_small
         try:
-            write(descriptor, source.pieces(member.size_bytes), digest)
+            for piece in source.pieces(member.size_bytes):
+                self._hasher.add(digest, piece)
+                while piece:
+                    piece = piece[os.write(descriptor, piece) :]
         finally:
             os.close(descriptor)
-        self.digests[member.path] = digest.hexdigest()
 
     def link(self, original: str, path: str) -> None:
         """Make `path` another name of a file that was written before; a copy where links are not possible."""
@@ -187,28 +238,11 @@ class _Writer:
             if error.errno not in _LINK_IMPOSSIBLE:
                 raise
             self._copy(original, path)
-        self.digests[path] = self.digests[original]
+        self._digests[path] = self._digests[original]
 
     def make_symlink(self, entry: ManifestEntry) -> None:
         """Make one symlink; called after all else is written."""
         os.symlink(entry.target, entry.path, dir_fd=self._root)
-
-    def _write_large(self, descriptor: int, pieces: Iterator[memoryview], digest: hashlib._Hash) -> None:
-        pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
-        pending_bytes = 0
-        try:
-            for piece in pieces:
-                pending.append((len(piece), self._other.submit(_write_all, descriptor, piece)))
-                pending_bytes += len(piece)
-                digest.update(piece)
-                while pending_bytes > MAX_PENDING_BYTES:
-                    size_bytes, future = pending.popleft()
-                    future.result()
-                    pending_bytes -= size_bytes
-        finally:
-            concurrent.futures.wait([future for _, future in pending])  # they use the descriptor
-        for _, future in pending:
-            future.result()
 
     def _create(self, path: str, mode: int) -> int:
         descriptor = os.open(path, _CREATE, mode, dir_fd=self._root)
@@ -227,14 +261,3 @@ class _Writer:
                 os.close(writing)
         finally:
             os.close(reading)
-
-
-def _write_small(descriptor: int, pieces: Iterator[memoryview], digest: hashlib._Hash) -> None:
-    for piece in pieces:
-        _write_all(descriptor, piece)
-        digest.update(piece)
-
-
-def _write_all(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
