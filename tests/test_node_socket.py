@@ -1,4 +1,4 @@
-"""Sockets in deep directories: batch systems nest their scratch directories further than a socket's address reaches."""
+"""Sockets in deep directories: batch systems nest scratch directories further than a socket's address reaches."""
 
 from __future__ import annotations
 
