@@ -32,7 +32,7 @@ MAX_TORRENT_BYTES = 4 << 20  # what the node service takes in one request, with 
 EXIT_OF_BUG = 70  # EX_SOFTWARE
 _PAIR = re.compile(rb'\[|\]|(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.DOTALL)  # octal numbers are bytes of UTF-8
-_ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f"}
+_ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f", b"a": b"\a", b"v": b"\v"}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -132,9 +132,8 @@ def test_any_job_gets_data_by_torrent_and_a_reason_where_it_cannot(site: Site, w
     assert statistics["TORRENTSizeBytesTotal"] == site.packages.data_bytes
     for cluster, text in bad.items():
         (event,) = site.pool.jobs.wait(cluster)
-        held = site.pool.queue(cluster)[0]
-        assert (event.kind, held["HoldReasonCode"]) == (joblog.HELD, 13)
-        assert held["HoldReasonSubCode"] // 256 >= 200, "the sub-code is the error's exit code"
+        assert (event.kind, event.fields.get("HoldReasonCode")) == (joblog.HELD, 13)
+        assert event.fields["HoldReasonSubCode"] // 256 >= 200, "the sub-code is the error's exit code"
         assert text in event.reason, event.reason
     site.pool.central.tool("condor_rm", *map(str, bad))
 
@@ -144,9 +143,8 @@ def test_bad_jobs_are_held_with_a_code_and_a_reason_that_names_cause_and_remedy(
 ) -> None:
     for name, (_, code, text) in BAD_JOBS.items():
         (event,) = site.pool.jobs.wait(bad_jobs[name])
-        held = site.pool.queue(bad_jobs[name])[0]
         assert event.kind == joblog.HELD, name
-        assert (held["HoldReasonCode"], held["HoldReasonSubCode"]) == (19, code), event.reason
+        assert (event.fields["HoldReasonCode"], event.fields["HoldReasonSubCode"]) == (19, code), event.reason
         assert text in event.reason
         assert "; " in event.reason, "no remedy"
         assert "\n" not in event.reason

@@ -78,7 +78,7 @@ def test_a_jdl_runs_with_its_packages_and_its_story_can_be_read(
     assert ad["Jobtag"] == ["comment:a test"] and ad["AllowedJobDuration"] == 3600
     ended = client("jobs", str(cluster), "--fetch", "--json")
     (record,) = json.loads(ended.stdout)
-    assert record["state"] == "completed" and record["exit_code"] == 0
+    assert record["state"] == "completed" and record["exit_code"] == 0 and record["program"] == "run.sh"
     assert record["packages"] == [site.packages.base, site.packages.tool]
     assert (path.parent / "result.txt").read_text() == "the input\none-two words LHC26a\n"
     assert (path.parent / "stdout").read_text().startswith("hello from tool 1")
