@@ -163,6 +163,7 @@ def test_a_jdl_becomes_a_submit_file():
         "rank": 'ifThenElse(member("VO_ALICE@ROOT::v6-36", TARGET.JobAgentCachedPackages) ?: false, 1, 0)',
         "MY.WantRemoteUpdates": "true",
         "MY.Packages": '{ "VO_ALICE@ROOT::v6-36" }',
+        "MY.Executable": '"run.sh"',
         "MY.TTL": '"2 hours"',
         "MY.Workdirectorysize": '{ "5000MB" }',
         "MY.Memorysize": '"2GB"',
@@ -211,7 +212,7 @@ def test_no_attribute_of_a_real_jdl_is_lost_in_a_submit_file(path):
     text = translate.submission(job, is_file=nowhere).text()
     again = submit.parse(text)
     for name in job.attributes:
-        if name.lower() not in {"executable", "arguments", "packages", "requirements"}:
+        if name.lower() not in {"arguments", "packages", "requirements"}:
             assert any(f"MY.{prefix}{name} = " in text for prefix in ("", "JDL_")), name
     assert again.packages == job.packages
     assert again.environment == job.environment

@@ -24,7 +24,17 @@ _LISTS = tuple(
     for number in (0, *range(2, MAX_PARTS + 1))
 )
 ATTRIBUTES = (
-    *("ClusterId", "ProcId", "Owner", "JobStatus", "Cmd", "QDate", "EnteredCurrentStatus", "JobStartDate"),
+    *(
+        "ClusterId",
+        "ProcId",
+        "Owner",
+        "JobStatus",
+        "Cmd",
+        "Executable",
+        "QDate",
+        "EnteredCurrentStatus",
+        "JobStartDate",
+    ),
     *(
         "CompletionDate",
         "ExitCode",
@@ -95,7 +105,7 @@ def record_of(ad: Mapping[str, Any]) -> JobRecord:
         id=f"{ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')}",
         state=STATES.get(ad.get("JobStatus", 0), "unknown"),
         owner=str(ad.get("Owner", "")),
-        program=str(ad.get("Cmd", "")),
+        program=str(ad.get("Executable") or ad.get("Cmd", "")),  # Cmd may be our wrapper
         host=str(ad.get("RemoteHost") or ad.get("LastRemoteHost") or ""),
         queued_s=int(ad.get("QDate", 0)),
         started_s=int(ad.get("JobStartDate", 0)),

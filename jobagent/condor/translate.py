@@ -32,7 +32,7 @@ IsFile = Callable[[Path], bool]
 _WILDCARDS = frozenset("*?[")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Attributes that a translation says in HTCondor's own words.
-_SAID = frozenset({"executable", "arguments", "packages", "packagespreinstalled", "requirements", "rank"})
+_SAID = frozenset({"arguments", "packages", "packagespreinstalled", "requirements", "rank"})
 _SAID_BY_ADS = frozenset(
     {
         "cmd",
