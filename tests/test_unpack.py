@@ -306,6 +306,15 @@ def test_frames_that_claim_gigabytes_are_not_believed(outside: Path) -> None:
 
 
 @pytest.mark.acceptance(25)
+@pytest.mark.parametrize("filler", [b"\x50\x2a\x4d\x18\0\0\0\0", zstandard.ZstdCompressor().compress(b"")])
+def test_millions_of_empty_frames_cost_little(outside: Path, filler: bytes) -> None:
+    data = filler * (8 * MIB // len(filler)) + COMPRESSORS["tar.zst"](tar_of(OK)) + filler
+    start = time.monotonic()
+    assert [e.path for e in unpack_bytes(data, outside)] == ["ok"]
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.acceptance(25)
 def test_a_million_tiny_files_stop_at_the_signed_count(outside: Path) -> None:
     compressor = zstandard.ZstdCompressor().compressobj()
     one = b"".join(header(b"f%06d" % n) for n in range(2000))

@@ -24,6 +24,7 @@ import zstandard
 from jobagent.plugin import HostileArchive
 
 MAX_FRAME_BYTES = 16 << 20  # a larger frame is decompressed piece by piece
+MAX_HEADERS = 1 << 20  # of frames and blocks, a block being 128 KiB mostly: archives of 100 GB
 MAX_WINDOW_BYTES = 1 << 27  # what `zstd -d` takes without --long
 MAX_XZ_MEMORY_BYTES = 256 << 20
 _INPUT_BYTES = 1 << 20
@@ -82,14 +83,17 @@ def _zstd() -> zstandard.ZstdDecompressor:
 def frame_spans(stream: BinaryIO) -> list[tuple[int, int]] | None:
     """Return offset and length of every frame, or None where one is too large to be held at once.
 
-    Walks the block headers of RFC 8878, section 3.1.1, without decompressing; what it cannot read is left to the
-    library to refuse.
+    Walks the block headers of RFC 8878, section 3.1.1, without decompressing; what it cannot read, or could only in
+    too many steps, is left to the library, in one thread.
     """
     total = os.fstat(stream.fileno()).st_size
     descriptor = stream.fileno()
     spans: list[tuple[int, int]] = []
+    steps = iter(range(MAX_HEADERS))
     offset = 0
     while offset < total:
+        if next(steps, None) is None:
+            return None
         head = os.pread(descriptor, 18, offset)
         magic = int.from_bytes(head[:4], "little")
         if magic & 0xFFFFFFF0 == _ZSTD_SKIPPABLE and len(head) >= 8:
@@ -103,7 +107,7 @@ def frame_spans(stream: BinaryIO) -> list[tuple[int, int]] | None:
             return None
         if not 0 < parameters.content_size <= MAX_FRAME_BYTES:  # also where the frame does not say
             return None
-        end = _end_of_frame(descriptor, offset + zstandard.frame_header_size(head), total)
+        end = _end_of_frame(descriptor, offset + zstandard.frame_header_size(head), total, steps)
         if end is None:
             return None
         end += 4 * parameters.has_checksum
@@ -112,8 +116,8 @@ def frame_spans(stream: BinaryIO) -> list[tuple[int, int]] | None:
     return spans if offset == total and len(spans) > 1 else None
 
 
-def _end_of_frame(descriptor: int, offset: int, total: int) -> int | None:
-    while offset + 3 <= total:
+def _end_of_frame(descriptor: int, offset: int, total: int, steps: Iterator[int]) -> int | None:
+    while offset + 3 <= total and next(steps, None) is not None:
         header = int.from_bytes(os.pread(descriptor, 3, offset), "little")
         is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
         if kind == _BLOCK_RESERVED:
