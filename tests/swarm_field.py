@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobagent.central import torrents
+from jobagent.central.dealer import Mode
 from jobagent.central.seeder import CatalogueSeeder
 from jobagent.central.tracker import Policy, Sites, Tracker
 from jobagent.central.watch import CatalogueWatch
@@ -75,6 +76,7 @@ class Central:
         swarm: dict[str, object] | None = None,
         port: int = 0,
         own_address: str = "",
+        mode: Mode | None = Mode.DEFAULT,
     ) -> None:
         self.directory = directory
         self.address = own_address or address()
@@ -83,7 +85,7 @@ class Central:
         self.seeder: CatalogueSeeder | None = None
         if is_seeding:
             config = configuration(self.address, "", **(swarm or {}))
-            self.seeder = CatalogueSeeder(directory, config)
+            self.seeder = CatalogueSeeder(directory, config, mode=mode)
             self.seeder.follow(self.watch)
         self.tracker = Tracker(
             self.watch.tracked,

@@ -79,7 +79,7 @@ class CentralHost:
             has_changed=_changes_of(options.directory / "metadata" / "timestamp.json") if options.directory else None,
             with_legacy=options.directory is not None,
         )
-        self.seeder = self._make_seeder(config) if options.is_seeding else None
+        self.seeder = self._make_seeder(config, settings) if options.is_seeding else None
         tracker = self._make_tracker(settings) if options.is_tracking else None
         directory = options.directory if options.is_serving else None
         keys = read_token_keys(settings.token_keys)
@@ -106,11 +106,12 @@ class CentralHost:
             self.seeder.close()
         self._scratch.cleanup()
 
-    def _make_seeder(self, config: Config) -> CatalogueSeeder:
+    def _make_seeder(self, config: Config, settings: CentralSettings) -> CatalogueSeeder:
         if self._options.directory is None:
             raise ConfigurationError("a seeder needs the catalogue's directory", remedy="give a directory, not a URL")
         addresses = () if self._options.host in WILDCARDS else (self._options.host,)
-        seeder = CatalogueSeeder(self._options.directory, config, addresses=addresses)
+        mode = settings.mode if self._options.is_tracking else None
+        seeder = CatalogueSeeder(self._options.directory, config, addresses=addresses, mode=mode)
         seeder.follow(self.watch)
         return seeder
 

@@ -2,6 +2,9 @@
 
 One is enough for the whole grid, because peers give to each other; more can run anywhere.  It holds no trust: what
 it offers is refused by every client where it differs from what was signed.
+
+Beside a tracker it deals (`jobagent.central.dealing`): about one copy leaves it, whatever the number of clients.
+Alone, with trackers elsewhere to announce to, and for old clients it is a libtorrent peer that has everything.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobagent.central import torrents
-from jobagent.central.watch import LEGACY_SUFFIX, CatalogueWatch, Snapshot
+from jobagent.central.dealer import DealingPolicy, Mode
+from jobagent.central.dealing import DealingSeeder
+from jobagent.central.watch import LEGACY_SUFFIX, CatalogueWatch, Snapshot, infohashes_of
 from jobagent.config import Config
 from jobagent.contracts import Catalogue, Context
 from jobagent.errors import JobAgentError
 from jobagent.events import Events
 from jobagent.model import Package
 from jobagent_swarm.session import Role
+from jobagent_swarm.site import options_of
 from jobagent_swarm.swarm import Swarm
 
 log = logging.getLogger("jobagent.central")
@@ -32,12 +38,24 @@ class CatalogueSeeder:
         directory: The catalogue directory with `archives/<sha256>/<file name>`.
         config: For `[swarm]` and `[site]`.
         addresses: To listen on, instead of the site's.
+        mode: How it deals; None: it does not.
     """
 
-    def __init__(self, directory: Path, config: Config, *, addresses: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, config: Config, *, addresses: tuple[str, ...] = (), mode: Mode | None = None
+    ) -> None:
         self._directory = directory
         context = Context(config, directory, Events(), "")
         self._swarm = Swarm(context, role=Role.SEEDER, addresses=addresses)
+        options = options_of(config, Role.SEEDER)
+        self._dealing: DealingSeeder | None = None
+        if mode is not None:
+            self._dealing = DealingSeeder(
+                addresses or options.addresses,
+                options.settings.port_range,
+                policy=DealingPolicy.of(mode),
+                upload_rate_bytes=options.settings.upload_rate_bytes,
+            )
         self._lock = threading.Lock()
         self._seeded: dict[str, Package] = {}
         self._refused: set[str] = set()
@@ -54,6 +72,8 @@ class CatalogueSeeder:
         wanted = {package.key: package for package in snapshot.packages}
         with self._lock:
             for key in self._seeded.keys() - wanted.keys():
+                if self._dealing is not None:
+                    self._dealing.withdraw(key)
                 self._swarm.unseed(key)
                 self._swarm.unseed(key + LEGACY_SUFFIX)
                 self._legacy.discard(key + LEGACY_SUFFIX)
@@ -74,15 +94,24 @@ class CatalogueSeeder:
             return 0
         if key.endswith(LEGACY_SUFFIX) and key not in self._legacy:
             self._seed_legacy(package, key)
+        if self._dealing is not None and key not in self._legacy:
+            return self._dealing.port
         return self._swarm.port()
 
     def status(self) -> Mapping[str, float]:
         """Counters, as of any `Seeder`."""
-        return self._swarm.status()
+        numbers = dict(self._swarm.status())
+        numbers["seeding"] = float(len(self._seeded))
+        if self._dealing is not None:
+            numbers["upload_bytes"] += self._dealing.sent_bytes
+            numbers["peers"] += len(self._dealing.connections)
+        return numbers
 
     def close(self) -> None:
-        """Leave all swarms."""
+        """Leave all swarms; idempotent."""
         self._swarm.close()
+        if self._dealing is not None:
+            self._dealing.close()
 
     def _seed_legacy(self, package: Package, key: str) -> None:
         """Offer the same file under its v1-only torrent."""
@@ -104,7 +133,12 @@ class CatalogueSeeder:
                 self._refused.add(package.key)
             if package.key in self._refused:
                 return False
-            self._swarm.seed(package, archive, catalogue.torrent(package.archive))
+            torrent = catalogue.torrent(package.archive)
+            if self._dealing is None:
+                self._swarm.seed(package, archive, torrent)
+            else:
+                piece_size = torrents.check(torrent).piece_size
+                self._dealing.offer(package.key, archive, infohashes_of(package), archive.stat().st_size, piece_size)
         except (JobAgentError, OSError) as error:
             log.error("cannot seed %s: %s", package.id, error)
             return False

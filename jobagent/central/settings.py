@@ -11,6 +11,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from jobagent.central.dealer import Mode
 from jobagent.central.tracker import Network, Policy, Sites
 from jobagent.config import setting
 from jobagent.errors import ConfigurationError
@@ -21,6 +22,7 @@ class CentralSettings:
     """The section."""
 
     sites: tuple[str, ...] = setting((), "Sites by network, as in `CERN=128.141.0.0/16,2001:1458::/32`.")
+    mode: Mode = setting(Mode.DEFAULT, "How the seeder deals: `default`, `fast` or `minimal-uplink`.")
     elected: int = setting(2, "Peers of a site that are told of peers outside, where the site has no seeder.")
     token_keys: tuple[str, ...] = setting((), "Public keys (PEM, ed25519) for announce tokens, as in `alice=FILE`.")
     needs_token: bool = setting(False, "Whether every announce must bring a valid token of the package's VO.")

@@ -35,6 +35,12 @@ class Snapshot:
     tracked: Mapping[bytes, Tracked] = field(default_factory=dict)
 
 
+def infohashes_of(package: Package) -> list[bytes]:
+    """The 20-byte names of a package's swarm: v2 truncated (BEP 52), and v1."""
+    archive = package.archive
+    return [bytes.fromhex(h)[:20] for h in (archive.infohash_v2, archive.infohash_v1) if h]
+
+
 def legacy_key(package: Package) -> str:
     """The key of the swarm of a package's v1-only torrent."""
     return package.key + LEGACY_SUFFIX
@@ -55,10 +61,7 @@ def take(catalogue: Catalogue, legacy_of: Callable[[Package], str] = lambda pack
     ]
     tracked: dict[bytes, Tracked] = {}
     for package in packages:
-        swarm = Tracked(package.key, package.id.namespace)
-        tracked[bytes.fromhex(package.archive.infohash_v2)[:20]] = swarm
-        if package.archive.infohash_v1:
-            tracked[bytes.fromhex(package.archive.infohash_v1)] = swarm
+        tracked |= dict.fromkeys(infohashes_of(package), Tracked(package.key, package.id.namespace))
         if legacy := legacy_of(package):
             tracked[bytes.fromhex(legacy)] = Tracked(legacy_key(package), package.id.namespace)
     return Snapshot(freshness, tuple(packages), tracked)

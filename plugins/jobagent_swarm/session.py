@@ -63,7 +63,9 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
     """Return libtorrent's settings; the reasons stand in docs/performance.md."""
     site = options.settings
     first, last = site.port_range
-    encryption = {Encryption.OFF: 2, Encryption.PREFER: 1, Encryption.REQUIRE: 0}[site.encryption]
+    # 0 forced, 1 enabled, 2 disabled; a try with encryption and one without would cost each connection a round
+    incoming = {Encryption.OFF: 2, Encryption.ACCEPT: 1, Encryption.REQUIRE: 0}[site.encryption]
+    outgoing = 0 if site.encryption is Encryption.REQUIRE else 2
     categories = lt.alert_category
     pack: dict[str, int | bool | str] = {
         "user_agent": "jobagent/0.1",
@@ -86,8 +88,8 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
         **dict.fromkeys(("enable_outgoing_utp", "enable_incoming_utp"), False),
         "enable_lsd": site.local_discovery,
         "local_service_announce_interval": 30,
-        "in_enc_policy": encryption,
-        "out_enc_policy": encryption,
+        "in_enc_policy": incoming,
+        "out_enc_policy": outgoing,
         "download_rate_limit": site.download_rate_bytes,
         "upload_rate_limit": site.upload_rate_bytes,
         "connections_limit": site.connections,

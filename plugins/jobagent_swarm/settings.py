@@ -14,7 +14,7 @@ class Encryption(enum.StrEnum):
     """Policy for the (obfuscating, not protecting) protocol encryption of BitTorrent."""
 
     OFF = "off"
-    PREFER = "prefer"
+    ACCEPT = "accept"
     REQUIRE = "require"
 
 
@@ -30,7 +30,9 @@ class SwarmSettings:
     unchoke_slots: int = setting(8, "Peers that are uploaded to at the same time, per node.")
     trackers: tuple[str, ...] = setting((), "Announce URLs; empty: `announce` below each catalogue URL.")
     token_file: Path = setting(Path(), "File with the announce token of the VO; empty: none.")
-    encryption: Encryption = setting(Encryption.PREFER, "Protocol encryption: `off`, `prefer` or `require`.")
+    encryption: Encryption = setting(
+        Encryption.ACCEPT, "Protocol encryption: `off`, `accept` from others, or `require`."
+    )
     local_discovery: bool = setting(False, "Find peers by multicast in the local network (LSD).")
     peer_exchange: bool = setting(True, "Learn peers from peers (PEX): keeps a swarm alive without trackers.")
     is_seeding: bool = setting(True, "Whether this node gives to others what it has.")

@@ -1,0 +1,100 @@
+"""A small network of shaped hosts: namespaces on one bridge, each link limited by the kernel (tbf) both ways.
+
+Needs root.  Names carry the pid of their maker, so that what a killed run left is found and removed by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "jabench"
+BURST_BYTES = 16384
+QUEUE_MS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A namespace with one address and a link of `rate_bits` per second in each direction."""
+
+    namespace: str
+    address: str
+    rate_bits: int
+
+    def argv(self, *words: str) -> list[str]:
+        """The command that runs `words` on this host."""
+        return ["ip", "netns", "exec", self.namespace, *words]
+
+    def sent_bytes(self) -> int:
+        """Wire bytes that left the host."""
+        path = "/sys/class/net/eth0/statistics/tx_bytes"
+        return int(_run(self.argv("cat", path)))
+
+
+def is_possible() -> bool:
+    """Whether this user may make namespaces here."""
+    if os.geteuid() != 0:
+        return False
+    name = f"{PREFIX}-{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    if made.returncode == 0:
+        _run(["ip", "netns", "del", name])
+    return made.returncode == 0
+
+
+@contextlib.contextmanager
+def hosts(rates_bits: Sequence[int], *, networks: Sequence[int] | None = None) -> Iterator[list[Host]]:
+    """Make one host per rate; `networks[i]` is the third byte of its address, its site.  All go with the block."""
+    sweep()
+    switch = f"{PREFIX}-{os.getpid()}-switch"
+    made: list[str] = []
+    try:
+        made.append(switch)
+        _run(["ip", "netns", "add", switch])
+        _inside(switch, "link", "add", "bridge", "type", "bridge")
+        _inside(switch, "link", "set", "bridge", "up")
+        result = []
+        for number, rate in enumerate(rates_bits):
+            name = f"{PREFIX}-{os.getpid()}-{number}"
+            made.append(name)
+            network = networks[number] if networks else 0
+            result.append(_plug(name, switch, number, f"10.77.{network}.{number + 1}", rate))
+        yield result
+    finally:
+        for name in reversed(made):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def sweep() -> None:
+    """Remove what runs that are gone have left."""
+    for line in _run(["ip", "netns", "list"]).splitlines():
+        name = line.split()[0] if line else ""
+        parts = name.split("-")
+        if len(parts) == 3 and parts[0] == PREFIX and parts[1].isdigit() and not Path("/proc", parts[1]).exists():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _plug(name: str, switch: str, number: int, address: str, rate_bits: int) -> Host:
+    port = f"port{number}"
+    _run(["ip", "netns", "add", name])
+    _inside(switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
+    _inside(switch, "link", "set", port, "master", "bridge", "up")
+    _inside(name, "link", "set", "lo", "up")
+    _inside(name, "addr", "add", f"{address}/16", "dev", "eth0")
+    _inside(name, "link", "set", "eth0", "up")
+    limit = ("root", "tbf", "rate", str(rate_bits), "burst", str(BURST_BYTES), "latency", f"{QUEUE_MS}ms")
+    _run(["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "eth0", *limit])
+    _run(["ip", "netns", "exec", switch, "tc", "qdisc", "add", "dev", port, *limit])
+    return Host(name, address, rate_bits)
+
+
+def _inside(namespace: str, *words: str) -> None:
+    _run(["ip", "-n", namespace, *words])
+
+
+def _run(words: Sequence[str]) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout

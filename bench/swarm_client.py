@@ -1,0 +1,161 @@
+"""Clients of `bench.swarm` in one process: each with an address, a session and a directory of its own.
+
+Reads one JSON object from standard input, says "ready", waits for a line "go", fetches, and prints one JSON line per
+client as it completes; they give to others until standard input ends.  `kind` is `agent`, the project's transport as
+jobs use it, or `libtorrent-default`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+
+from jobagent.config import Config
+from jobagent.contracts import Context, Order
+from jobagent.errors import JobAgentError
+from jobagent.events import Events
+from jobagent.model import Archive, Package, PackageId, Tree
+from jobagent_swarm.settings import SwarmSettings
+from jobagent_swarm.swarm import Swarm
+
+_print = threading.Lock()
+
+
+def main() -> int:
+    """Run the clients that standard input describes."""
+    plan = json.loads(sys.stdin.readline())
+    kinds: dict[str, Any] = {"agent": AgentClient, "libtorrent-default": DefaultClient}
+    clients = [kinds[plan["kind"]](plan, spec) for spec in plan["clients"]]
+    say({"ready": len(clients)})
+    sys.stdin.readline()
+    start = time.monotonic()
+    threads = [
+        threading.Thread(target=run, args=(client, start, plan["timeout_s"]), daemon=True) for client in clients
+    ]
+    for thread in threads:
+        thread.start()
+    sys.stdin.read()  # until everybody is done
+    for client in clients:
+        say({"id": client.id, "sent": client.sent_bytes()})
+    for client in clients:
+        client.close()
+    return 0
+
+
+def run(client: Any, start: float, timeout_s: float) -> None:
+    """Fetch with one client when its time has come."""
+    time.sleep(max(0.0, start + client.delay_s - time.monotonic()))
+    begun = time.monotonic()
+    try:
+        traffic = client.fetch(begun + timeout_s)
+    except (JobAgentError, OSError, RuntimeError) as error:  # the run goes on and counts it as unfinished
+        say({"id": client.id, "error": f"{type(error).__name__}: {error}"})
+        return
+    say({"id": client.id, "seconds": time.monotonic() - begun, "at": time.monotonic() - start, **traffic})
+
+
+def say(record: dict[str, Any]) -> None:
+    """Print one record."""
+    with _print:
+        print(json.dumps(record), flush=True)
+
+
+class AgentClient:
+    """The swarm plugin, configured as a site would."""
+
+    def __init__(self, plan: dict[str, Any], spec: dict[str, Any]) -> None:
+        self.id, self.delay_s = spec["id"], spec["delay_s"]
+        self._package = package_of(**plan["package"])
+        self._torrent = Path(plan["torrent"]).read_bytes()
+        self._directory = Path(spec["directory"])
+        self._directory.mkdir(parents=True)
+        table = {"trackers": [plan["tracker"]], "upload_rate_bytes": spec["upload_rate_bytes"], **plan["swarm"]}
+        patient = {
+            "no_peer_timeout_s": 300.0,
+            "stall_timeout_s": 300.0,
+            "rate_window_s": 600.0,
+            "web_seed_after_s": 0.0,
+        }
+        config = Config({"site": {"address": spec["address"]}, "swarm": {**patient, **table}})
+        config.declare("swarm", SwarmSettings)
+        self._swarm = Swarm(Context(config, self._directory, Events(), ""))
+
+    def fetch(self, deadline: float) -> dict[str, Any]:
+        """Fetch, check, and say where the bytes came from."""
+        order = Order(self._package, self._torrent, (), self._directory / "archive", deadline)
+        traffic = self._swarm.fetch(order)
+        self._swarm.seed(self._package, order.target, self._torrent)
+        return {"seeder_bytes": traffic.seeder_bytes, "neighbour_bytes": traffic.neighbour_bytes}
+
+    def close(self) -> None:
+        """Leave the swarm."""
+        self._swarm.close()
+
+    def sent_bytes(self) -> float:
+        """Payload bytes given to others."""
+        return self._swarm.status()["upload_bytes"]
+
+
+class DefaultClient:
+    """libtorrent as it comes, with only its address and rate set and the outside world switched off."""
+
+    def __init__(self, plan: dict[str, Any], spec: dict[str, Any]) -> None:
+        self.id, self.delay_s = spec["id"], spec["delay_s"]
+        self._directory = Path(spec["directory"])
+        self._directory.mkdir(parents=True)
+        self._session = default_session(spec["address"], spec["upload_rate_bytes"])
+        self._parameters = lt.load_torrent_buffer(Path(plan["torrent"]).read_bytes())
+        self._parameters.trackers = [plan["tracker"]]
+        self._parameters.save_path = str(self._directory)
+        self._handle: lt.torrent_handle | None = None
+
+    def fetch(self, deadline: float) -> dict[str, Any]:
+        """Fetch and wait until it is complete."""
+        self._handle = handle = self._session.add_torrent(self._parameters)
+        while not handle.status(0).is_seeding:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.05)
+        return {}
+
+    def close(self) -> None:
+        """Leave the swarm."""
+        self._session.pause()
+
+    def sent_bytes(self) -> float:
+        """Payload bytes given to others."""
+        return float(self._handle.status(0).total_payload_upload) if self._handle else 0.0
+
+
+def default_session(address: str, upload_rate_bytes: int) -> lt.session:
+    """A session with libtorrent's defaults; the limit binds on loopback by the global peer class."""
+    settings: Any = {
+        "listen_interfaces": f"{address}:0",
+        "outgoing_interfaces": address,
+        "enable_dht": False,
+        "enable_lsd": False,
+        "enable_upnp": False,
+        "enable_natpmp": False,
+        "upload_rate_limit": upload_rate_bytes,
+    }
+    session = lt.session(settings)
+    everyone = lt.ip_filter()
+    everyone.add_rule("0.0.0.0", "255.255.255.255", 1 << int(session.global_peer_class_id))
+    session.set_peer_class_filter(everyone)
+    return session
+
+
+def package_of(archive: dict[str, Any]) -> Package:
+    """The entry of an archive that is not unpacked."""
+    made = Archive(**archive)
+    return Package(PackageId("bench", "Bench", "1"), "any", made, Tree(made.blob, 1, 1), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

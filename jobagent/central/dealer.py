@@ -1,0 +1,185 @@
+"""Which pieces a seeder deals to whom, so that a swarm gets one copy from it and nobody waits.  Pure rules.
+
+A seeder that claims to have everything is asked for the same pieces by many: two to five copies of a package leave it
+in a flash crowd.  This one claims to have nothing, and reveals to each peer only what it deals to it: every piece to
+one peer first.  Peers give dealt pieces to each other at once, so all uplinks work from the first second.  When the
+swarm itself holds every piece the seeder steps back; it deals again what was lost with a peer that left, what is
+overdue with a slow one, and whatever a peer misses whom its neighbours do not serve.
+
+Peers are opaque keys, pieces are numbers, times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+
+class Mode(enum.StrEnum):
+    """What a site pays for: bytes of the server, or seconds of the clients.  Figures: docs/performance.md."""
+
+    DEFAULT = "default"
+    FAST = "fast"
+    MINIMAL_UPLINK = "minimal-uplink"
+
+
+@dataclass(frozen=True, slots=True)
+class DealingPolicy:
+    """How generous a dealer is.
+
+    At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
+    `overdue_s` after a piece was dealt and is held by nobody it is dealt again; a peer that for `neglected_s` got
+    nothing from its neighbours is served like an only client.  `spare_copies` of the package may be dealt beyond the
+    first, rarest pieces first, while anybody downloads.
+    """
+
+    window: int = 3
+    max_window: int = 64
+    overdue_s: float = 4.0
+    neglected_s: float = 3.0
+    spare_copies: float = 0.0
+
+    @classmethod
+    def of(cls, mode: Mode) -> DealingPolicy:
+        """The policy of a mode."""
+        return {
+            Mode.DEFAULT: cls(),
+            Mode.FAST: cls(spare_copies=1e6, neglected_s=1.0),
+            Mode.MINIMAL_UPLINK: cls(neglected_s=15.0, overdue_s=15.0),
+        }[mode]
+
+
+@dataclass(slots=True)
+class _Peer:
+    window: int
+    served_s: float  # when a neighbour last gave it something
+    has: int = 0  # bit set of pieces
+    count: int = 0
+    dealt: dict[int, float] = field(default_factory=dict)  # piece → when; until it has it
+
+
+class Dealer:
+    """Deals the pieces of one package.  Not thread-safe."""
+
+    def __init__(self, pieces: int, policy: DealingPolicy, choice: random.Random) -> None:
+        self._pieces = pieces
+        self._all = (1 << pieces) - 1
+        self._policy = policy
+        self._peers: dict[Hashable, _Peer] = {}
+        self._holders = [0] * pieces  # connected peers that have it
+        self._in_flight = [0] * pieces  # peers that it is dealt to
+        self._fresh = list(range(pieces))  # held by nobody and dealt to nobody, in dealing order from the end
+        choice.shuffle(self._fresh)
+        self._choice = choice
+        self._spare = int(policy.spare_copies * pieces)
+        self.dealt = 0
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether some piece is held by no peer."""
+        return bool(self._fresh) or any(not held for held in self._holders)
+
+    def join(self, peer: Hashable, now_s: float) -> None:
+        """A peer has come; it has nothing until it says so."""
+        self._peers[peer] = _Peer(self._policy.window, now_s)
+
+    def leave(self, peer: Hashable) -> list[int]:
+        """A peer is gone; return pieces that were lost with it, which will be dealt anew."""
+        gone = self._peers.pop(peer, None)
+        if gone is None:
+            return []
+        for piece in gone.dealt:
+            self._in_flight[piece] -= 1
+        for piece in _bits(gone.has):
+            self._holders[piece] -= 1
+        lost = [p for p in {*gone.dealt, *_bits(gone.has)} if not self._holders[p] and not self._in_flight[p]]
+        self._fresh += lost
+        self._choice.shuffle(self._fresh)
+        return lost
+
+    def has(self, peer: Hashable, piece: int, now_s: float) -> None:
+        """A peer says that it has a piece, from us or from a neighbour."""
+        state = self._peers[peer]
+        if not 0 <= piece < self._pieces or state.has >> piece & 1:
+            return
+        state.has |= 1 << piece
+        state.count += 1
+        self._holders[piece] += 1
+        if state.dealt.pop(piece, None) is not None:
+            self._in_flight[piece] -= 1
+        else:
+            state.served_s = now_s
+
+    def has_many(self, peer: Hashable, pieces: Iterable[int], now_s: float) -> None:
+        """A peer says at once what it has."""
+        for piece in pieces:
+            self.has(peer, piece, now_s)
+
+    def drained(self, peer: Hashable) -> None:
+        """All that was dealt to a peer is sent although our link could carry more: let more be with it."""
+        state = self._peers[peer]
+        if state.dealt:
+            state.window = min(self._policy.max_window, max(state.window, len(state.dealt)) + 1)
+
+    def is_complete(self, peer: Hashable) -> bool:
+        """Whether a peer has everything."""
+        return self._peers[peer].count == self._pieces
+
+    def deal(self, peer: Hashable, now_s: float) -> list[int]:
+        """Return the pieces to reveal to a peer now; perhaps none."""
+        state = self._peers[peer]
+        pieces: list[int] = []
+        while len(state.dealt) < state.window and state.count + len(state.dealt) < self._pieces:
+            piece = self._next(state, now_s)
+            if piece is None:
+                break
+            state.dealt[piece] = now_s
+            self._in_flight[piece] += 1
+            self.dealt += 1
+            pieces.append(piece)
+        return pieces
+
+    def revise(self, now_s: float) -> bool:
+        """Take back what is overdue; return whether others may be dealt something.  Call about twice a second."""
+        overdue = {
+            piece
+            for peer in self._peers.values()
+            for piece, dealt_s in peer.dealt.items()
+            if now_s - dealt_s > self._policy.overdue_s and not self._holders[piece]
+        }
+        known = set(self._fresh)
+        self._fresh += [p for p in overdue if p not in known]
+        return bool(self._fresh) or any(self._is_neglected(p, now_s) for p in self._peers.values()) or self._spare > 0
+
+    def _next(self, state: _Peer, now_s: float) -> int | None:
+        for at in range(len(self._fresh) - 1, -1, -1):
+            piece = self._fresh[at]
+            if self._holders[piece]:  # it arrived by other ways
+                del self._fresh[at]
+            elif piece not in state.dealt and not state.has >> piece & 1:
+                del self._fresh[at]
+                return piece
+        if self._is_neglected(state, now_s):
+            return self._rarest(state)
+        if self._spare > 0:
+            self._spare -= 1
+            return self._rarest(state)
+        return None
+
+    def _is_neglected(self, state: _Peer, now_s: float) -> bool:
+        return state.count < self._pieces and now_s - state.served_s > self._policy.neglected_s
+
+    def _rarest(self, state: _Peer) -> int | None:
+        missing = [p for p in _bits(self._all & ~state.has) if p not in state.dealt]
+        if not missing:
+            return None
+        self._choice.shuffle(missing)
+        return min(missing, key=lambda p: self._holders[p] + self._in_flight[p])
+
+
+def _bits(number: int) -> list[int]:
+    """The positions of the bits that are set."""
+    text = bin(number)[:1:-1]
+    return [at for at, bit in enumerate(text) if bit == "1"]
