@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -28,7 +27,7 @@ MAX_NAME_BYTES = 255  # NAME_MAX of every Linux file system
 MAX_SYMLINK_HOPS = 40  # path_resolution(7)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH_THREADS = min(4, os.cpu_count() or 1)
-_FILES_PER_TASK = 64  # a task costs about 20 µs, as much as hashing a small file
+_LARGE_FILE_BYTES = 1 << 20  # below this, handing a file to another thread costs more than hashing it
 
 
 def encode(entries: Iterable[ManifestEntry]) -> bytes:
@@ -123,14 +122,17 @@ def scan(tree: Path) -> tuple[ManifestEntry, ...]:
 
     What a tree may not hold (devices, sockets, set-id bits) shows as an entry that no manifest has.
     """
-    found = list(_walk(tree))
-    files = (entry for entry in found if entry.kind == "f")
+    entries: list[ManifestEntry] = []
+    large: list[tuple[ManifestEntry, concurrent.futures.Future[str]]] = []
     with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
-        batches = iter(lambda: tuple(itertools.islice(files, _FILES_PER_TASK)), ())
-        hashed = itertools.chain.from_iterable(
-            pool.map(lambda batch: [_hashed(tree, entry) for entry in batch], batches)
-        )
-        entries = [*hashed, *(entry for entry in found if entry.kind != "f")]
+        for entry in _walk(tree):
+            if entry.kind == "f" and entry.size_bytes >= _LARGE_FILE_BYTES:
+                large.append((entry, pool.submit(hash_file, tree / entry.path)))
+            elif entry.kind == "f":
+                entries.append(replace(entry, sha256=hash_file(tree / entry.path)))
+            else:
+                entries.append(entry)
+        entries += [replace(entry, sha256=future.result()) for entry, future in large]
     return tuple(sorted(entries, key=lambda e: os.fsencode(e.path)))
 
 
@@ -184,10 +186,6 @@ def _is_well_formed(entry: ManifestEntry) -> bool:
     if entry.kind == "f":
         return entry.mode in {0o644, 0o755} and entry.size_bytes >= 0 and bool(_SHA256.fullmatch(entry.sha256))
     return entry.kind == "d" or (entry.kind == "l" and bool(entry.target))
-
-
-def _hashed(tree: Path, entry: ManifestEntry) -> ManifestEntry:
-    return replace(entry, sha256=hash_file(tree / entry.path))
 
 
 def _walk(tree: Path) -> Iterable[ManifestEntry]:
