@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from jobagent.central import pack, torrents
 from jobagent.central.placing import Draft
 from jobagent.contracts import ManifestEntry
 from jobagent.job.relocation import RECORD, Record
-from jobagent.job.updates import ARCHIVE_FORMAT, MAX_CHANGED_BYTES, Header, delta, platform_of, relocated
+from jobagent.job.updates import ARCHIVE_FORMAT, MAX_CHANGED_BYTES, Header, delta, platform_of, without
 from jobagent.model import Archive, Package, PackageState
 
 LEVEL = 12  # pythia8mc 8.317.1 → 8.317.2: see docs/performance.md
@@ -89,8 +89,8 @@ def make(
     Raises:
         OSError: Something cannot be read or written.
     """
-    rewritten = _rewritten(base_archive, base)
-    usable = {e.path: e for e in base if e.kind == "f" and e.path not in rewritten}
+    plain = _plain(base_archive, base)
+    usable = {e.path: e for e in plain if e.kind == "f"}
     there = {e.sha256 for e in usable.values()}
     missing = {e.sha256: e for e in entries if e.kind == "f" and e.sha256 not in there}
     pairs = {sha256: found for sha256, entry in missing.items() if (found := _counterpart(entry, usable))}
@@ -103,12 +103,18 @@ def make(
         changed.append((sha256, entry.size_bytes, len(frame), counterpart.path))
         frames.append(frame)
     new = [entry for sha256, entry in missing.items() if sha256 not in pairs]
+    listing = manifest.encode(entries)
+    first = delta(listing, manifest.encode(plain), LEVEL)
     header = Header(
-        manifest.digest(base).sha256, manifest.digest(entries).sha256,
-        tuple(changed), tuple((e.sha256, e.size_bytes) for e in new),
-    )  # fmt: skip
+        base=manifest.digest(base).sha256,
+        tree=manifest.digest(entries).sha256,
+        manifest=(len(listing), len(first)),
+        changed=tuple(changed),
+        new=tuple((e.sha256, e.size_bytes) for e in new),
+    )
     with target.open("wb") as stream:
         stream.write(header.encode())
+        stream.write(first)
         stream.writelines(frames)
         with zstandard.ZstdCompressor(level=LEVEL).stream_writer(stream, closefd=False) as writer:
             for entry in new:
@@ -125,11 +131,12 @@ def _counterpart(entry: ManifestEntry, usable: dict[str, ManifestEntry]) -> Mani
     return min(alike, key=lambda e: abs(e.size_bytes - entry.size_bytes), default=None)
 
 
-def _rewritten(base_archive: Path, base: Sequence[ManifestEntry]) -> frozenset[str]:
+def _plain(base_archive: Path, base: Sequence[ManifestEntry]) -> Sequence[ManifestEntry]:
+    """Return the members that are the same on every node."""
     if not any(e.path == RECORD for e in base):
-        return frozenset()
+        return base
     ((_, data),) = _members(base_archive, {RECORD})
-    return relocated(Record.decode(data))
+    return without(Record.decode(data), base)
 
 
 def _members(archive: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
@@ -147,8 +154,11 @@ def _members(archive: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
                 yield link, data
 
 
-def _opened(archive: Path) -> tarfile.TarFile:
-    stream = zstandard.ZstdDecompressor().stream_reader(
-        os.fdopen(os.open(archive, os.O_RDONLY | os.O_CLOEXEC), "rb"), read_across_frames=True
-    )
-    return tarfile.open(fileobj=stream, mode="r|")
+@contextlib.contextmanager
+def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
+    with (
+        archive.open("rb") as stream,
+        zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True) as expanded,
+        tarfile.open(fileobj=expanded, mode="r|") as tar,
+    ):
+        yield tar

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from jobagent.cli import reading
 from jobagent.contracts import Catalogue
+from jobagent.job.updates import is_update
 from jobagent.model import Package, PackageState, namespace_of
 
 WIDTH = 400  # columns of a file or pipe: nothing is folded there
@@ -49,7 +50,7 @@ def _packages(catalogue: Catalogue, vo: str | None, pattern: str) -> Iterator[Pa
         if wanted in {None, namespace}:
             for name in catalogue.names(namespace):
                 if fnmatch.fnmatchcase(name.lower(), pattern.lower()):
-                    yield from catalogue.versions(namespace, name)
+                    yield from (p for p in catalogue.versions(namespace, name) if not is_update(p.platform))
 
 
 def _print_table(packages: list[Package]) -> None:

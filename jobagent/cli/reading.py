@@ -20,6 +20,7 @@ from jobagent.errors import ConfigurationError, UnknownPackage, UsageError
 from jobagent.events import Event, Events
 from jobagent.job import kit as kits
 from jobagent.job.resolve import resolve
+from jobagent.job.updates import is_update
 from jobagent.model import Package, PackageSpec, Plan, Requirement
 from jobagent.pluginmanager import load
 
@@ -86,7 +87,11 @@ def plan_of(spec: PackageSpec, catalogue: Catalogue, config: Config, *, platform
 
 def versions_of(spec: PackageSpec, catalogue: Catalogue) -> list[Package]:
     """Return all entries that fit, newest first; raises UnknownPackage."""
-    found = [p for p in catalogue.versions(spec.namespace or "", spec.name) if spec.version in {None, p.id.version}]
+    found = [
+        p
+        for p in catalogue.versions(spec.namespace or "", spec.name)
+        if spec.version in {None, p.id.version} and not is_update(p.platform)
+    ]
     if not found:
         raise UnknownPackage(f"Package not defined: {spec}", remedy="see jobagent list")
     return sorted(found, key=lambda p: (p.published_s, p.id.version, p.platform), reverse=True)

@@ -7,12 +7,14 @@ an update can be wrong but cannot do harm; where it does not work out, the full 
 
 Form of the file: one line of JSON, then zstd frames.
 
-    {"format": 1, "base": MANIFEST, "tree": MANIFEST, "changed": [[SHA256, SIZE, FRAME_BYTES, PATH], …],
-     "new": [[SHA256, SIZE], …]}
+    {"format": 1, "base": DIGEST, "tree": DIGEST, "manifest": [SIZE, FRAME_BYTES],
+     "changed": [[SHA256, SIZE, FRAME_BYTES, PATH], …], "new": [[SHA256, SIZE], …]}
 
-`changed` are files compressed against the file PATH of the base (zstd's raw-content dictionary), one frame each, in
-this order; `new` are all others that the base has not, one behind another in a last frame.  Manifests are named by
-their digests.  A file of the base that relocation rewrote on the node is never counted on.
+`base` and `tree` are the digests of the signed manifests.  The first frame is the manifest of the new tree,
+compressed against that of the base without what relocation rewrites: `Base.plain`, which publisher and node both
+have.  `changed` are files compressed against the file PATH of the base, one frame each, in this order; `new` are all
+others that the base has not, one behind another in a last frame.  Compressed against means zstd's raw-content
+dictionary.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +34,7 @@ from jobagent import manifest
 from jobagent.contracts import ManifestEntry
 from jobagent.errors import HostileArchive
 from jobagent.job.relocation import RECORD, Record
-from jobagent.model import Installed, Package
+from jobagent.model import Blob, Installed, Package
 
 ARCHIVE_FORMAT = "update"  # of `Archive.format`
 FORMAT = 1
@@ -72,24 +74,29 @@ def choose(
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The installed tree that an update starts from, and what it was when it was signed."""
+    """The tree that an update starts from: its signed manifest's digest, and the members that are as signed."""
 
     tree: Path
     digest: str
-    entries: Sequence[ManifestEntry]
+    plain: Sequence[ManifestEntry]
 
-    def sources(self) -> Mapping[str, ManifestEntry]:
-        """Return by digest the files that are on disk as they were signed."""
-        with contextlib.suppress(FileNotFoundError):
-            record = Record.decode((self.tree / RECORD).read_bytes())
-            rewritten = relocated(record)
-            return {e.sha256: e for e in self.entries if e.kind == "f" and e.path not in rewritten}
-        return {e.sha256: e for e in self.entries if e.kind == "f"}
+    @classmethod
+    def installed(cls, installed: Installed) -> Base:
+        """Return the base that an installed package is; reads and hashes all of it.
+
+        Raises:
+            OSError: It is not there any more.
+        """
+        entries = manifest.scan(installed.tree)
+        if any(e.path == RECORD for e in entries):
+            entries = without(Record.decode((installed.tree / RECORD).read_bytes()), entries)
+        return cls(installed.tree, installed.package.tree.manifest.sha256, entries)
 
 
-def relocated(record: Record) -> frozenset[str]:
-    """Return the paths whose content depends on where the tree is installed."""
-    return frozenset((*record.texts, *(program for _, program in record.loaders)))
+def without(record: Record, entries: Sequence[ManifestEntry]) -> tuple[ManifestEntry, ...]:
+    """Return the members whose content does not depend on where the tree is installed."""
+    rewritten = {*record.texts, *(program for _, program in record.loaders)}
+    return tuple(e for e in entries if e.path not in rewritten)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +105,13 @@ class Header:
 
     base: str
     tree: str
+    manifest: tuple[int, int]
     changed: tuple[tuple[str, int, int, str], ...]
     new: tuple[tuple[str, int], ...]
 
     def encode(self) -> bytes:
         """Return the line."""
-        fields = {"format": FORMAT, "base": self.base, "tree": self.tree, "changed": self.changed, "new": self.new}
-        return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
     def read(cls, stream: BinaryIO) -> Header:
@@ -116,14 +123,15 @@ class Header:
                 raise HostileArchive(f"update has format {str(fields['format'])[:20]}, known is {FORMAT}")
             changed = tuple((str(h), int(s), int(c), manifest.checked_path(p)) for h, s, c, p in fields["changed"])
             new = tuple((str(h), int(s)) for h, s in fields["new"])
-            header = cls(str(fields["base"]), str(fields["tree"]), changed, new)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            size_bytes, frame_bytes = map(int, fields["manifest"])
+            header = cls(str(fields["base"]), str(fields["tree"]), (size_bytes, frame_bytes), changed, new)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise HostileArchive(f"update's header is malformed: {error!r}") from error
         return header
 
 
-def apply(update: Path, base: Base, wanted: Sequence[ManifestEntry], digest: str, into: Path) -> None:
-    """Build the tree `wanted` (its manifest has `digest`) in the empty directory `into`.
+def apply(update: Path, base: Base, wanted: Blob, into: Path) -> None:
+    """Build the tree whose manifest is `wanted` in the empty directory `into`.
 
     Each file's content is checked as it is written or, where it is linked, left to the caller, who compares the whole
     tree with its manifest anyway.
@@ -132,30 +140,38 @@ def apply(update: Path, base: Base, wanted: Sequence[ManifestEntry], digest: str
         HostileArchive: The update is malformed, for another base or tree, or lacks a file.
         OSError: The base has gone, or there is no room.
     """
-    manifest.check(wanted)
+    with update.open("rb") as stream:
+        header = Header.read(stream)
+        if (header.base, header.tree, header.manifest[0]) != (base.digest, wanted.sha256, wanted.size_bytes):
+            raise HostileArchive("update is for another base or tree")
+        listing = _expanded(stream.read(_limited(header.manifest)), manifest.encode(base.plain), wanted.size_bytes)
+        entries = manifest.decode(_checked(wanted.sha256, listing))
+        manifest.check(entries)
+        places = _directories(entries, into)
+        for sha256, content in _contents(stream, header, base):
+            for entry in places.pop(sha256, ()):
+                _write(into / entry.path, entry, content)
+    sources = {e.sha256: e for e in base.plain if e.kind == "f"}
+    for sha256, there in places.items():
+        if sha256 not in sources:
+            raise HostileArchive(f"update lacks {there[0].path[:200]}")
+        for entry in there:
+            _take(base.tree / sources[sha256].path, sources[sha256], into / entry.path, entry)
+    for entry in entries:
+        if entry.kind == "l":
+            os.symlink(entry.target, into / entry.path)
+
+
+def _directories(entries: Sequence[ManifestEntry], into: Path) -> dict[str, list[ManifestEntry]]:
+    """Make all directories; return the files by digest."""
     places: dict[str, list[ManifestEntry]] = {}
-    for entry in wanted:
+    for entry in entries:
         if entry.kind == "d":
             (into / entry.path).mkdir(parents=True, exist_ok=True)
         elif entry.kind == "f":
             (into / entry.path).parent.mkdir(parents=True, exist_ok=True)
             places.setdefault(entry.sha256, []).append(entry)
-    sources = base.sources()
-    with update.open("rb") as stream:
-        header = Header.read(stream)
-        if (header.base, header.tree) != (base.digest, digest):
-            raise HostileArchive("update is for another base or tree")
-        for sha256, content in _contents(stream, header, base, sources):
-            for entry in places.pop(sha256, ()):
-                _write(into / entry.path, entry, content)
-    for sha256, entries in places.items():
-        if sha256 not in sources:
-            raise HostileArchive(f"update lacks {entries[0].path[:200]}")
-        for entry in entries:
-            _take(base.tree / sources[sha256].path, sources[sha256], into / entry.path, entry)
-    for entry in wanted:
-        if entry.kind == "l":
-            os.symlink(entry.target, into / entry.path)
+    return places
 
 
 def delta(content: bytes, base: bytes, level: int) -> bytes:
@@ -164,23 +180,21 @@ def delta(content: bytes, base: bytes, level: int) -> bytes:
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=len(content), dict_size=len(base), window_log=window_log, enable_ldm=True
     )
-    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(content)
+    return zstandard.ZstdCompressor(dict_data=_dictionary(base), compression_params=parameters).compress(content)
 
 
-def _contents(
-    stream: BinaryIO, header: Header, base: Base, sources: Mapping[str, ManifestEntry]
-) -> Iterator[tuple[str, bytes]]:
+def _dictionary(base: bytes) -> zstandard.ZstdCompressionDict | None:
+    return zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if base else None
+
+
+def _contents(stream: BinaryIO, header: Header, base: Base) -> Iterator[tuple[str, bytes]]:
     """Yield digest and content of every file that the update brings, checked."""
-    by_path = {e.path: e for e in sources.values()}
-    signed = {e.path: e for e in base.entries if e.kind == "f"}
+    sizes = {e.path: e.size_bytes for e in base.plain if e.kind == "f"}
     for sha256, size_bytes, frame_bytes, path in header.changed:
-        if path not in signed or (path not in by_path and signed[path].sha256 not in sources):
-            raise HostileArchive(f"update builds on {path[:200]}, which the base has not")
-        if not 0 <= size_bytes <= MAX_CHANGED_BYTES or not 0 <= frame_bytes <= size_bytes + _CHUNK_BYTES:
-            raise HostileArchive(f"update has a file of {size_bytes} bytes in {frame_bytes}")
-        old = (base.tree / sources[signed[path].sha256].path).read_bytes()
-        yield sha256, _checked(sha256, _expanded(stream.read(frame_bytes), old, size_bytes))
+        if sizes.get(path, MAX_CHANGED_BYTES + 1) > MAX_CHANGED_BYTES:
+            raise HostileArchive(f"update builds on {path[:200]}, which the base has not, or not so large")
+        frame = stream.read(_limited((size_bytes, frame_bytes)))
+        yield sha256, _checked(sha256, _expanded(frame, (base.tree / path).read_bytes(), size_bytes))
     with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(stream) as reader:
         for sha256, size_bytes in header.new:
             if not 0 <= size_bytes <= MAX_CHANGED_BYTES:
@@ -188,9 +202,16 @@ def _contents(
             yield sha256, _checked(sha256, _read(reader, size_bytes))
 
 
+def _limited(sizes: tuple[int, int]) -> int:
+    """Return the length of a frame; raises HostileArchive where it or its content is beyond all measure."""
+    size_bytes, frame_bytes = sizes
+    if not 0 <= size_bytes <= MAX_CHANGED_BYTES or not 0 <= frame_bytes <= size_bytes + _CHUNK_BYTES:
+        raise HostileArchive(f"update has {size_bytes} bytes in a frame of {frame_bytes}")
+    return frame_bytes
+
+
 def _expanded(frame: bytes, base: bytes, size_bytes: int) -> bytes:
-    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    decompressor = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_WINDOW_BYTES)
+    decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(base), max_window_size=MAX_WINDOW_BYTES)
     try:
         if zstandard.frame_content_size(frame) != size_bytes:
             raise HostileArchive("update has a frame of another size than its header says")

@@ -62,16 +62,14 @@ class Upgrade:
     def _upgrade(self, update: Package, installed: Installed, staging: Staging) -> Built:
         """Bring the update through the cache, which seeds it for others, and build the tree."""
         package, kit, start = self._package, self._kit, time.monotonic()
-        wanted = manifest.decode(kit.catalogue.blob(package.tree.manifest))
-        signed = installed.package.tree.manifest
-        base = updates.Base(installed.tree, signed.sha256, manifest.decode(kit.catalogue.blob(signed)))
         holder = Holder(os.getpid(), start_ticks(os.getpid()), "update", os.geteuid())
         lease = kit.cache.acquire(update, holder, self._bring(update), cancelled=kit.cancelled)
         fetched = time.monotonic()
         try:
             with kit.events.phase("install", package=str(package.id)):
                 file = lease.installed.tree / update.archive.file_name
-                updates.apply(file, base, wanted, package.tree.manifest.sha256, staging.tree)
+                base = updates.Base.installed(installed)
+                updates.apply(file, base, package.tree.manifest, staging.tree)
                 entries = manifest.scan(staging.tree)
                 if manifest.digest(entries) != package.tree.manifest:
                     raise DigestMismatch(f"{package.id} made by its update differs from its signed manifest")

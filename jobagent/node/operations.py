@@ -20,6 +20,7 @@ from jobagent.errors import ConfigurationError, JobAgentError, JobSyntaxError, S
 from jobagent.job import data, environment, requirements
 from jobagent.job.kit import Kit
 from jobagent.job.prepare import Prepared, prepare
+from jobagent.job.updates import is_update
 from jobagent.model import Job, PackageSpec, Plan, Requirement
 from jobagent.node.currentness import CurrentCatalogue
 from jobagent.node.health import Health
@@ -171,7 +172,7 @@ class Operations:
         for seeder in kit.seeders:
             for name, value in seeder.status().items():
                 swarm[name] = swarm.get(name, 0.0) + value
-        entries = kit.cache.entries()
+        entries = [e for e in kit.cache.entries() if not is_update(e.platform)]
         return {
             "ok": True,
             "version": __version__,

@@ -308,9 +308,8 @@ class SharedCache:
         tree = staged / "tree"
         outside_bytes = sum(filesystem.on_disk(e.size_bytes) for e in built.manifest)
         if self._settings.share_files:
-            verify_stored = self._protection(os.geteuid()) is Protection.MANIFEST
             with locks.held(self._layout.quota_lock), self._store.changing() as books:
-                outside_bytes = self._store.share(tree, built.manifest, books, verify_stored=verify_stored)
+                outside_bytes = self._store.share(tree, built.manifest, books)
         filesystem.seal(tree)
         self._shelf.describe(staged, package, built, outside_bytes, has_archive=keeps_archive)
 

@@ -58,11 +58,11 @@ class Store:
         """Have the books rebuilt at their next use; called before the store or a tree of links is changed."""
         self._layout.books.unlink(missing_ok=True)
 
-    def share(self, tree: Path, entries: Sequence[ManifestEntry], books: Books, *, verify_stored: bool) -> int:
+    def share(self, tree: Path, entries: Sequence[ManifestEntry], books: Books) -> int:
         """Replace the files of a staged tree by links to equal stored ones; return the bytes that stay outside.
 
-        `verify_stored` hashes a stored file before it is used: needed where a payload could have written it.
-        A file that cannot be linked (EMLINK) stays as it is.
+        A stored file is hashed before it is used: the tree was verified, and must stay so.  A file that cannot be
+        linked (EMLINK) stays as it is.
         """
         outside_bytes = 0
         for entry in entries:
@@ -70,7 +70,9 @@ class Store:
                 continue
             stored, path = self._layout.stored(entry), tree / entry.path
             try:
-                if self._is_good(stored, entry, books, verify_stored):
+                if _is_same(path, stored):  # hard links within one tree, or an update that linked its base
+                    continue
+                if self._is_good(stored, entry, books):
                     _replace_by_link(path, stored)
                 else:
                     stored.parent.mkdir(exist_ok=True)
@@ -104,14 +106,16 @@ class Store:
             if entry.kind == "f":
                 self._layout.stored(entry).unlink(missing_ok=True)
 
-    def _is_good(self, stored: Path, entry: ManifestEntry, books: Books, verify_stored: bool) -> bool:
+    def _is_good(self, stored: Path, entry: ManifestEntry, books: Books) -> bool:
         try:
             status = os.lstat(stored)
         except FileNotFoundError:
             return False
-        is_good = status.st_size == entry.size_bytes and bool(status.st_mode & 0o100) == bool(entry.mode & 0o100)
-        if is_good and verify_stored:
-            is_good = manifest.hash_file(stored) == entry.sha256
+        is_good = (
+            status.st_size == entry.size_bytes
+            and bool(status.st_mode & 0o100) == bool(entry.mode & 0o100)
+            and manifest.hash_file(stored) == entry.sha256
+        )
         if not is_good:
             stored.unlink()
             books.stored_bytes -= on_disk(status.st_size)
@@ -142,9 +146,14 @@ def _is_shareable(entry: ManifestEntry) -> bool:
     return entry.kind == "f" and entry.size_bytes > 0
 
 
+def _is_same(path: Path, stored: Path) -> bool:
+    try:
+        return os.lstat(path).st_ino == os.lstat(stored).st_ino
+    except FileNotFoundError:
+        return False
+
+
 def _replace_by_link(path: Path, stored: Path) -> None:
-    if os.lstat(path).st_ino == os.lstat(stored).st_ino:
-        return  # hard links within one tree; rename(2) would do nothing and leave the temporary name
     temporary = path.with_name(f"{path.name[:200]}.jobagent-link")
     os.link(stored, temporary)
     try:
