@@ -53,6 +53,7 @@ class _Offer:
     torrent: Torrent
     path: Path
     is_provisional: bool
+    infohash: str
 
 
 class Swarm:
@@ -96,14 +97,14 @@ class Swarm:
 
         A second fetch of the same archive waits for the first and copies.
         """
-        key = order.package.key
+        infohash = order.package.archive.infohash_v2
         with self._lock:
-            turn = self._fetching.setdefault(key, threading.Lock())
+            turn = self._fetching.setdefault(infohash, threading.Lock())
         if not turn.acquire(timeout=max(0.0, order.deadline - time.monotonic())):
             raise SupplyError(f"{order.package.id} is being fetched by another job and did not arrive in time")
         try:
             with self._lock:
-                offer = self._offers.get(key)
+                offer = self._offers.get(order.package.key) or self._same(infohash)
             if offer is not None and _copy(offer.path, order.target, order.package.archive.size_bytes):
                 return Traffic()
             return self._download(order)
@@ -138,8 +139,14 @@ class Swarm:
             parameters = load(torrent, infohash)
             if offer is not None:
                 self._open_session().remove(offer.torrent)
+            elif self._same(infohash) is not None:
+                return  # offered under another name: a file of the catalogue may be asked for by its URL as well
             added = self._open_session().add(parameters, archive, _ignore, is_complete=True)
-            self._offers[key] = _Offer(added, archive, is_provisional=False)
+            self._offers[key] = _Offer(added, archive, is_provisional=False, infohash=infohash)
+
+    def _same(self, infohash: str) -> _Offer | None:
+        """What is offered with that infohash, under whatever name."""
+        return next((offer for offer in self._offers.values() if offer.infohash == infohash), None)
 
     def unseed(self, key: str) -> None:
         """Stop offering; when it returns the file is no longer read."""
@@ -227,7 +234,9 @@ class Swarm:
                 torrent.handle.rename_file(0, order.target.name)
                 torrent.path = order.target
                 with self._lock:
-                    self._offers[order.package.key] = _Offer(torrent, order.target, is_provisional=True)
+                    self._offers[order.package.key] = _Offer(
+                        torrent, order.target, is_provisional=True, infohash=archive.infohash_v2
+                    )
                 order.progress(archive.size_bytes)
                 if download.banned_peers:
                     self._warn(f"peers that gave corrupt data were banned: {' '.join(download.banned_peers)}")

@@ -127,7 +127,8 @@ def test_any_job_gets_data_by_torrent_and_a_reason_where_it_cannot(site: Site, w
     }
     assert site.pool.jobs.wait(by_name)[0].kind == joblog.TERMINATED
     assert int(site.output(by_name)) == site.packages.data_bytes
-    assert site.pool.jobs.wait(by_url)[0].fields["ReturnValue"] == 0
+    (event,) = site.pool.jobs.wait(by_url)
+    assert event.fields.get("ReturnValue") == 0, event.reason
     statistics = site.pool.history(by_name, "TransferInputStats")[0]["TransferInputStats"]
     assert statistics["TORRENTSizeBytesTotal"] == site.packages.data_bytes
     for cluster, text in bad.items():
