@@ -10,6 +10,8 @@ are).  Each payload says when it starts and then waits for the others, so that a
 - `acquire_ms_p50`, `prepare_ms_p50`: a warm lease in the cache, a warm prepare in the node service.
 - `view_ms_p50`: what the read-only view adds to a process's start.
 - `sharing`: installing a second version of 5,000 files of which one in twenty changed, with files shared or not.
+- `update_fraction`, `real_update_fraction`: bytes of an update over those of the full archive, for one in twenty of
+  5,000 files changed, and for pythia8mc 8.317.1 → 8.317.2 (with `--full`: the wheels come from the package index).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jobagent.central import updating
+from jobagent.central.pack import pack
 from jobagent.contracts import Built, Staging
 from jobagent.events import Events
 from jobagent.job import sandbox
@@ -42,6 +46,8 @@ from jobagent_sharedcache import SharedCache, SharedCacheSettings
 
 PACKAGE_MB = 16
 FILES = 600
+REAL_NAME, REAL_VERSIONS = "pythia8mc", ("8.317.1", "8.317.2")
+MAX_AGENTS = 64  # processes of `jobagent run` at once: more than that, and two cores measure only themselves
 LIMIT_S = 900.0
 POLL_S = 0.02
 PAYLOAD = '#!/bin/sh\ndate +%s.%N > "$HOME/started.$$"\nwhile [ ! -e "$HOME/go" ]; do sleep 0.1; done\n'
@@ -56,14 +62,14 @@ def main() -> int:
     options = parser.parse_args()
     counts = options.jobs or ([1, 8, 64, 128] if options.full else [1, 8])
     with tempfile.TemporaryDirectory(prefix="jobagent-bench-") as directory:
-        figures = measure(Path(directory), counts)
+        figures = measure(Path(directory), counts, is_full=options.full)
     print_table(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 
-def measure(directory: Path, counts: list[int]) -> dict[str, Any]:
+def measure(directory: Path, counts: list[int], *, is_full: bool) -> dict[str, Any]:
     """Return all figures; services and the node are on loopback."""
     world = World(directory)
     content = random.Random(1)
@@ -73,14 +79,20 @@ def measure(directory: Path, counts: list[int]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with world.serving():
         for count in counts:
-            rows.append(run_jobs(world, directory, package, count, "private", ""))
-            rows.append(run_jobs(world, directory, package, count, "shared", shared(directory / f"shared-{count}")))
+            if count <= MAX_AGENTS:
+                rows.append(run_jobs(world, directory, package, count, "private", ""))
+                rows.append(
+                    run_jobs(world, directory, package, count, "shared", shared(directory / f"shared-{count}"))
+                )
             rows.append(ask_service(world, directory, package, count))
         figures: dict[str, Any] = {"package_mb": PACKAGE_MB, "files": FILES, "cpus": os.cpu_count(), "slots": rows}
         figures |= warm_prepare(world, directory, package)
     figures |= warm_acquire(directory / "acquire")
     figures |= view()
     figures["sharing"] = sharing(directory)
+    figures["update_fraction"] = update_fraction(directory)
+    if is_full:
+        figures["real_update_fraction"] = real_update_fraction(world)
     return figures
 
 
@@ -288,6 +300,38 @@ def sharing(directory: Path) -> dict[str, Any]:
         figures[f"{name}_evict_ms"] = round((time.perf_counter() - start) * 1000)
         cache.close()
     return figures
+
+
+def update_fraction(directory: Path) -> float:
+    """Make the update between two trees of 5,000 files, one in twenty changed, of bytes that do not compress."""
+    content = random.Random(2)
+    files = {f"lib/{n % 50}/file{n}": content.randbytes(4000) for n in range(5000)}
+    packed, entries, archives = [], [], []
+    for version in ("old", "new"):
+        tree, archive = directory / version, directory / f"{version}.tar.zst"
+        for name, data in files.items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(data)
+        made = pack(tree, archive)
+        packed.append(made)
+        entries.append(made.entries)
+        archives.append(archive)
+        files |= {f"lib/{n % 50}/file{n}": content.randbytes(4000) for n in range(0, 5000, 20)}
+    size = updating.make(archives[0], entries[0], directory / "new", entries[1], directory / "update")
+    return round(size / packed[1].archive.size_bytes, 4)
+
+
+def real_update_fraction(world: World) -> float | None:
+    """Publish two versions of a wheel; return the update's share, None where the package index is out of reach."""
+    store = ("--vo", "alice", "--catalogue", world.catalogue, "--keys", world.keys)
+    try:
+        for version in REAL_VERSIONS:
+            world.call("publish", *store, "--wheel", f"{REAL_NAME}=={version}", "--skip-existing")
+    except RuntimeError as error:
+        print(error)
+        return None
+    sizes = {p.suffix: p.stat().st_size for p in sorted(world.catalogue.glob(f"archives/*/{REAL_NAME}-*"))}
+    return round(sizes[".update"] / sizes[".zst"], 4)
 
 
 def print_table(figures: dict[str, Any]) -> None:
