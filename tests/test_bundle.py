@@ -15,6 +15,7 @@ from pilot_field import Web, send
 
 from jobagent.central import bundle, bundletree
 from jobagent.central.pilotscript import Landing, render
+from jobagent.condor.glidein import build_of
 from jobagent.testing.barenode import SUITES, BareNode, Lan, is_possible
 
 pytestmark = [pytest.mark.slow]
@@ -48,6 +49,7 @@ def test_two_builds_are_equal_to_the_byte(built: bundle.Built, tmp_path: Path) -
     (tmp_path / "elsewhere").mkdir()
     again = bundle.build(tmp_path / "elsewhere" / "out", effort=EFFORT)
     assert again.runtime == built.runtime
+    assert build_of(again.agent / "site") == build_of(built.agent / "site")
 
 
 def test_unpacked_tree_is_what_the_pilot_script_expects(built: bundle.Built, tree: Path) -> None:
@@ -100,12 +102,12 @@ print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)
     assert [p for p in paths if (".so" in p or ".py" in p) and not p.startswith(ours)] == []
 
 
-def test_agent_package_runs_on_the_runtime(tree: Path, tmp_path: Path) -> None:
-    bundle.build_agent(tmp_path / "agent")
+def test_agent_package_runs_on_the_runtime(tree: Path, built: bundle.Built) -> None:
     environment = {"PATH": "/usr/bin:/bin", "JOBAGENT_PYTHON": str(tree / "bin" / "python")}
-    argv = [tmp_path / "agent" / "bin" / "jobagent", "--version"]
+    argv = [built.agent / "bin" / "jobagent", "--version"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.startswith("jobagent ")
+    assert build_of(built.agent / "site") == build_of(tree / "lib" / bundletree.VERSION / "site-packages")
 
 
 @bare

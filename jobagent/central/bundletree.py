@@ -67,8 +67,8 @@ if "has_lc_ctype" not in sys._xoptions:
 """
 
 
-def assemble(tree: Path) -> None:
-    """Make the tree in the empty directory `tree`.
+def assemble(tree: Path, agent: Path) -> None:
+    """Make the tree in the empty directory `tree`, with the agent that `copy_agent` put into `agent`.
 
     Raises:
         ConfigurationError: A distribution or a tool (ldd, strip) is missing here.
@@ -83,7 +83,7 @@ def assemble(tree: Path) -> None:
     (library / "sitecustomize.py").write_text(_SITE_CUSTOMIZE)
     for name in DISTRIBUTIONS:
         _copy_distribution(name, site)
-    copy_agent(site)
+    shutil.copytree(agent, site, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     loader = _copy_libraries([program, *_extensions(library)], tree / "lib")
     for binary in _binaries(tree):
         if binary.name != loader:

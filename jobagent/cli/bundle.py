@@ -45,9 +45,6 @@ def run(args: argparse.Namespace) -> int:
             "the script needs the catalogue's first root metadata", remedy="give --root metadata/1.root.json"
         )
     built = bundle.build(args.output, effort=args.effort)
-    agent = args.output / "agent"
-    shutil.rmtree(agent, ignore_errors=True)
-    bundle.build_agent(agent)
     script = _script(args, built, args.vo or config.get(JobSettings).vo) if args.url else ""
     if script:
         path = args.output / pilotscript.TEMPLATE_NAME
@@ -65,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if script:
         print(f"script    {len(script) / 1e6:6.2f} MB  {args.output / pilotscript.TEMPLATE_NAME}")
-    print(f"agent     as a package: jobagent publish --tree {agent} --name JobAgent --version …")
+    print(f"agent     as a package: jobagent publish --tree {built.agent} --name JobAgent --version …")
     return 0
 
 

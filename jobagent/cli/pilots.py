@@ -125,12 +125,13 @@ def _factory(args: argparse.Namespace, known: Sequence[Element]) -> int:
 def cycle(args: argparse.Namespace, known: Sequence[Element]) -> None:
     """Look, decide, submit."""
     queue = queues.PilotQueue()
-    overview = queue.overview()
+    now_s = time.time()
+    overview = queue.overview(now_s=now_s)
     decisions = factory.decide(
         known,
-        queues.presences(overview, known),
+        queues.presences(overview, known, now_s),
         idle_cores=overview.idle_cores,
-        now_s=time.time(),
+        now_s=now_s,
         ceiling=args.max_pilots,
     )
     for decision in decisions:

@@ -21,6 +21,7 @@ IDLE, RUNNING, REMOVED, COMPLETED, HELD = 1, 2, 3, 4, 5  # JobStatus
 HISTORY_LIMIT = 200  # ended pilots that are looked at
 HISTORY_S = 24 * 3600.0
 GRID_UNIVERSE = 9
+LANDING_S = 600.0  # from a pilot's start until its slots are in the pool, at most
 _GLIDEIN_ATTRIBUTES = [
     *("Name", "Cpus", "TotalSlotCpus", "SlotType", "State", "JobAgentReady", "JobAgentReason"),
     *(
@@ -161,8 +162,8 @@ class PilotQueue:
         return sum(max(1, int(ad.get("RequestCpus", 1))) for ad in self._schedd.query(where, ["RequestCpus"]))
 
 
-def presences(overview: Overview, known: Sequence[Element]) -> dict[str, Presence]:
-    """Return what each element has: pure."""
+def presences(overview: Overview, known: Sequence[Element], now_s: float) -> dict[str, Presence]:
+    """Return what each element has: pure.  A pilot that runs for long and is not in the pool is not waited for."""
     serving = {slot.pilot for slot in overview.glideins}
     free: Counter[str] = Counter()
     for slot in overview.glideins:
@@ -177,7 +178,7 @@ def presences(overview: Overview, known: Sequence[Element]) -> dict[str, Presenc
             running=len(running),
             held=sum(pilot.status == HELD for pilot in own),
             free_cores=free[element.name],
-            starting=sum(pilot.name not in serving for pilot in running),
+            starting=sum(p.name not in serving and now_s - p.since_s < LANDING_S for p in running),
             ended=tuple(overview.ended.get(element.name, ())),
         )
     return found

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from jobagent.condor.glidein import build_of
 from jobagent.testing import condor_tree
 from jobagent.testing.barenode import BareNode, Lan
 from jobagent.testing.condor_tree import CondorTree
 from jobagent.testing.pool import Pool
-from jobagent.testing.world import World
+from jobagent.testing.world import PASSPHRASE, World
 
 VO = "alice"
 POOL_NAME = "vo.test"
@@ -46,14 +47,26 @@ JOBAGENT_PERIOD = 2s
 
 
 class Grid:
-    """Everything central.  A context manager; `suite` is that of the glide-ins' HTCondor, pool and all."""
+    """Everything central.  A context manager.
+
+    `suite` is that of HTCondor, of the pool and of the glide-ins; `effort` that of the bundle's xz; `store` a
+    directory with catalogue and keys from an earlier time, which `passphrase` opens.
+    """
 
     def __init__(
-        self, *, suite: str = "sid", effort: int = 0, settings: Mapping[str, Mapping[str, object]] | None = None
-    ):
+        self,
+        *,
+        suite: str = "sid",
+        effort: int = 0,
+        settings: Mapping[str, Mapping[str, object]] | None = None,
+        store: Path | None = None,
+        passphrase: str = PASSPHRASE,
+    ) -> None:
         self._suite = suite
         self._effort = effort
         self._settings = {**(settings or {})}
+        self._store = store
+        self._passphrase = passphrase
         self._stack = contextlib.ExitStack()
         self.bundle_bytes = 0
 
@@ -74,7 +87,7 @@ class Grid:
                     host=self.lan.address,
                 )
             )
-            self.world = World(directory / "world", vos=(VO,))
+            self.world = World(self._store or directory / "world", vos=(VO,), passphrase=self._passphrase)
             self.world.start_services("--host", self.lan.address)
             stack.callback(self.world.stop_services)
             self.world.url = self.world.url.replace("127.0.0.1", self.lan.address)
@@ -116,29 +129,22 @@ class Grid:
     def publish(self, name: str, version: str, tree: Path, *options: str) -> None:
         """Publish a tree as a package of the VO."""
         store = ("--vo", VO, "--catalogue", self.world.catalogue, "--keys", self.world.keys)
-        words = ("--tree", tree, "--name", name, "--version", version, "--level", "3")
+        words = ("--tree", tree, "--name", name, "--version", version, "--level", "3", "--skip-existing")
         self.world.call("publish", *store, *words, *options)
 
     def _bundle(self) -> None:
+        settings = {**self._settings, "glidein": {"condor_config": QUICK} | dict(self._settings.get("glidein", {}))}
         extra = self.directory / "settings.toml"
         extra.write_text(
             "".join(
                 f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-                for section, values in ({"glidein": {"condor_config": QUICK}} | self._settings).items()
+                for section, values in settings.items()
             )
         )
         output = self.directory / "bundle"
-        words = ("--url", self.world.url, "--root", self.world.root, "--vo", VO, "--pool", self.pool.address)
-        words += (
-            "--agent",
-            "JobAgent",
-            "--settings",
-            extra,
-            "--catalogue",
-            self.world.catalogue,
-            "--scratch-mb",
-            "200",
-        )
-        made = self.world.call("bundle", output, "--effort", str(self._effort), "--json", *words)
+        script: list[str | Path] = ["--url", self.world.url, "--root", self.world.root, "--vo", VO]
+        script += ["--pool", self.pool.address, "--agent", "JobAgent", "--settings", extra]
+        script += ["--catalogue", self.world.catalogue, "--scratch-mb", "200"]
+        made = self.world.call("bundle", output, "--effort", str(self._effort), "--json", *script)
         self.bundle_bytes = int(json.loads(made)["size_bytes"])
-        self.publish("JobAgent", "1", output / "agent")
+        self.publish("JobAgent", build_of(output / "agent" / "site")[:12], output / "agent")

@@ -66,14 +66,17 @@ def node_environment(home: Path) -> dict[str, str]:
 class World:
     """Central services and any number of nodes below `directory`."""
 
-    def __init__(self, directory: Path, *, vos: Sequence[str] = ("alice",)) -> None:
-        """Make catalogue and keys; nothing runs yet."""
+    def __init__(self, directory: Path, *, vos: Sequence[str] = ("alice",), passphrase: str = PASSPHRASE) -> None:
+        """Make catalogue and keys, where they are not there yet; nothing runs yet."""
+        self.passphrase = passphrase
         self.directory = directory
         self.catalogue = directory / "catalogue"
         self.keys = directory / "keys"
         self.url = ""
         self._nodes = 0
         self._server: subprocess.Popen[bytes] | None = None
+        if self.root.exists():
+            return
         self.call("catalogue", "init", self.catalogue, "--keys", self.keys)
         for vo in vos:
             self.call("vo", "add", vo, "--catalogue", self.catalogue, "--keys", self.keys)
@@ -91,7 +94,7 @@ class World:
             text=True,
             timeout=300,
             check=False,
-            env=os.environ | {"JOBAGENT_PASSPHRASE": PASSPHRASE},
+            env=os.environ | {"JOBAGENT_PASSPHRASE": self.passphrase},
         )
         if done.returncode:
             raise RuntimeError(f"jobagent {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr}")
@@ -130,7 +133,7 @@ class World:
                 command("serve", self.catalogue, *words, *options),
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"JOBAGENT_PASSPHRASE": PASSPHRASE},
+                env=os.environ | {"JOBAGENT_PASSPHRASE": self.passphrase},
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not port_file.exists():
