@@ -6,7 +6,7 @@ checked hash would read every source again.  So: unchecked hash (PEP 552), which
 never changes.
 
 `marshal` writes references that depend on what else the compiling process holds; its version 2 has none, and every
-Python reads it.
+Python reads it.  Constants that it cannot write (slices, since Python 3.14) need the current version.
 """
 
 from __future__ import annotations
@@ -46,5 +46,8 @@ def _compile(source: Path, name: str) -> bool:
     target = Path(importlib.util.cache_from_source(str(source), optimization=""))
     target.parent.mkdir(exist_ok=True)
     header = importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH.to_bytes(4, "little") + importlib.util.source_hash(data)
-    target.write_bytes(header + marshal.dumps(code, _MARSHAL_WITHOUT_REFERENCES))
+    try:
+        target.write_bytes(header + marshal.dumps(code, _MARSHAL_WITHOUT_REFERENCES))
+    except ValueError:
+        target.write_bytes(header + marshal.dumps(code))
     return True

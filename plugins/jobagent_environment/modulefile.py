@@ -7,6 +7,7 @@ is worse than none.
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ DIRECTORY = "etc/modulefiles"
 _INFORMING = frozenset({"module-whatis", "module", "prereq", "conflict", "puts", "global", "module-version"})
 _REFERENCE = re.compile(r"\$(?:::)?env\((?P<env>\w+)\)|\$\{(?P<braced>\w+)\}|\$(?P<plain>\w+)")
 _TOKEN = re.compile(r'"(?P<quoted>[^"]*)"|\{(?P<braced>[^{}]*)\}|(?P<bare>[^\s"{}\[\];]+)')
-_COMMAND = {"[uname sysname]": "Linux", "[uname machine]": "x86_64"}
+_COMMANDS = {"[uname sysname]": platform.system(), "[uname machine]": platform.machine()}
 
 
 def find(tree: Path, name: str) -> Path | None:
@@ -77,7 +78,7 @@ def _run(line: str, variables: dict[str, str], environment: Mapping[str, str], v
 
 
 def _words(text: str, variables: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
-    for command, result in _COMMAND.items():
+    for command, result in _COMMANDS.items():
         text = text.replace(command, result)
     words: list[str] = []
     position = 0
