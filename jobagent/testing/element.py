@@ -97,6 +97,10 @@ class Site:
         resource = f"condor {name} {self._address}"
         return Element("site-a", resource, site="site-a", cpus=2, memory_mb=2000, wall_s=3600, max_pilots=4)
 
+    def pilot_logs(self) -> list[Path]:
+        """Where the batch system keeps the standard error of pilots that still run."""
+        return [path for execute in self._executes for path in execute.glob("dir_*/**/_condor_stderr")]
+
     def leftovers(self) -> list[str]:
         """What pilots and jobs have left on the nodes' disks; the batch system's own files do not count."""
         found = [path for node in self.nodes for path in node.written()]

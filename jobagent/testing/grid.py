@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from jobagent.condor.glidein import build_of
-from jobagent.testing import condor_tree
+from jobagent.testing import condor_tree, interpreter
 from jobagent.testing.barenode import BareNode, Lan
 from jobagent.testing.condor_tree import CondorTree
 from jobagent.testing.pool import Pool
@@ -44,6 +46,47 @@ MASTER_UPDATE_INTERVAL = 5
 POLLING_INTERVAL = 2
 JOBAGENT_PERIOD = 2s
 """
+
+
+class User:
+    """The pool's user with a home, HTCondor's client configuration and the agent's settings; not root."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._account = grid.pool.user
+        self._python = interpreter.readable(grid.directory / "python")
+        self.home = grid.directory / "user"
+        self.home.mkdir()
+        self.config = grid.pool.client_config(self.home / "condor")
+        root = Path(shutil.copy(grid.world.root, self.home / "root.json"))
+        self.write(
+            "jobagent.toml", f'[catalogue]\nurls = ["{grid.world.url}"]\nroot = "{root}"\n[job]\nvo = "{VO}"\n'
+        )
+        for path in (self.home, *self.home.rglob("*")):
+            os.chown(path, self._account.uid, self._account.gid)
+
+    def write(self, name: str, content: str) -> Path:
+        """Put a file into the user's home."""
+        path = self.home / name
+        path.write_text(content)
+        os.chown(path, self._account.uid, self._account.gid)
+        return path
+
+    def call(self, *words: str | Path, timeout_s: float = 120.0) -> str:
+        """Run a command of the agent as the user; raises with its output where it fails."""
+        argv = [self._python.program, "-I", "-m", "jobagent", "--config", self.home / "jobagent.toml", *words]
+        done = subprocess.run(
+            list(map(str, argv)),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            cwd=self.home,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(self.home), "CONDOR_CONFIG": str(self.config)},
+            **self._account.popen,
+        )
+        if done.returncode:
+            raise RuntimeError(f"jobagent {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr}")
+        return str(done.stdout)
 
 
 class Grid:
@@ -119,6 +162,10 @@ class Grid:
     def land(self) -> tuple[str, ...]:
         """The command that a user types on a worker node."""
         return ("sh", "-c", f"wget -qO- {self.script_url} | sh")
+
+    def user(self) -> User:
+        """Return somebody who submits jobs and pilots."""
+        return User(self)
 
     # inside
 
