@@ -11,6 +11,9 @@ need mmdebstrap mmdebstrap
 need zstd zstd
 need softhsm2-util softhsm2
 need busybox busybox
+need gcc gcc
+need g++ g++
+need strip binutils
 need ip iproute2
 need dpkg-deb dpkg
 [ -z "$missing" ] && exit 0

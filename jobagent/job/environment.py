@@ -24,7 +24,7 @@ def changes_of(installed: Sequence[Installed], kit: Kit) -> tuple[EnvironmentCha
         for provider in kit.environments:
             own.extend(provider.changes(item, installed[:position]))
         for change in own:
-            refusal = environment_policy.refusal(change.name)
+            refusal = environment_policy.refusal(change.name, change.value)
             if refusal:
                 kit.events.emit("warning", message=f"{item.package.id} may not change {change.name}: {refusal}")
                 continue
