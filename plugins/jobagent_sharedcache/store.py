@@ -7,6 +7,7 @@ Called under the quota lock, so that links and their accounting agree.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections import Counter
@@ -61,26 +62,22 @@ class Store:
     def share(self, tree: Path, entries: Sequence[ManifestEntry], books: Books) -> int:
         """Replace the files of a staged tree by links to equal stored ones; return the bytes that stay outside.
 
-        A stored file is hashed before it is used: the tree was verified, and must stay so.  A file that cannot be
-        linked (EMLINK) stays as it is.
+        A stored file is hashed before it is used: the tree was verified, and must stay so.
         """
         outside_bytes = 0
         for entry in entries:
             if not _is_shareable(entry):
                 continue
             stored, path = self._layout.stored(entry), tree / entry.path
-            try:
-                if _is_same(path, stored):  # hard links within one tree, or an update that linked its base
-                    continue
-                if self._is_good(stored, entry, books):
-                    _replace_by_link(path, stored)
-                else:
-                    stored.parent.mkdir(exist_ok=True)
-                    os.link(path, stored)
-                    books.stored_bytes += on_disk(entry.size_bytes)
-                    books.stored_files += 1
-            except OSError:
-                outside_bytes += on_disk(entry.size_bytes)
+            if _is_same(path, stored):  # hard links within one tree, or an update that linked its base
+                continue
+            if self._is_good(stored, entry, books):
+                outside_bytes += 0 if _replace_by_link(path, stored) else on_disk(entry.size_bytes)
+            else:
+                stored.parent.mkdir(exist_ok=True)
+                os.link(path, stored)
+                books.stored_bytes += on_disk(entry.size_bytes)
+                books.stored_files += 1
         return outside_bytes
 
     def forget(self, tree: Path, entries: Sequence[ManifestEntry], books: Books) -> None:
@@ -153,11 +150,14 @@ def _is_same(path: Path, stored: Path) -> bool:
         return False
 
 
-def _replace_by_link(path: Path, stored: Path) -> None:
+def _replace_by_link(path: Path, stored: Path) -> bool:
+    """Put a link in the place of a staged file; False where the stored one has as many links as there may be."""
     temporary = path.with_name(f"{path.name[:200]}.jobagent-link")
-    os.link(stored, temporary)
     try:
-        os.rename(temporary, path)
-    except OSError:
-        temporary.unlink()
-        raise
+        os.link(stored, temporary)
+    except OSError as error:
+        if error.errno != errno.EMLINK:
+            raise
+        return False
+    os.rename(temporary, path)
+    return True
