@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         config_directory=args.config_directory or local_config_directory(),
         socket=args.socket or socket_of(config.get(configuration.NodeSettings)),
         settings=args.config.resolve() if args.config else None,
+        cache=cache_of(config),
     )
     if args.python:
         installation = dataclasses.replace(installation, python=tuple(shlex.split(args.python)))
@@ -66,6 +67,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {file.path}")
     print("now run condor_restart -daemon master (a new daemon needs it), then jobagent condor check")
     return 0
+
+
+def cache_of(config: configuration.Config) -> Path | None:
+    """Return the root of the shared cache, where the site names one."""
+    load(config)  # the cache's plugin declares its section
+    cls = config.sections.get("sharedcache")
+    root = Path(getattr(config.get(cls), "root", Path())) if cls else Path()
+    return root if root != Path() else None
 
 
 def local_config_directory() -> Path:

@@ -42,7 +42,8 @@ class Installation:
     """Where things are on this machine.
 
     `python` is the argv that starts an interpreter which every job's user can run; `code` is the directory that holds
-    the package `jobagent`; `libexec` gets the programs; `settings` is the agent's own TOML file, if there is one.
+    the package `jobagent`; `libexec` gets the programs; `settings` is the agent's own TOML file, if there is one;
+    `cache` is where packages are, for containers to see.
     """
 
     python: tuple[str, ...]
@@ -51,14 +52,21 @@ class Installation:
     config_directory: Path
     socket: Path
     settings: Path | None = None
+    cache: Path | None = None
 
     @classmethod
     def here(
-        cls, *, libexec: Path, config_directory: Path, socket: Path, settings: Path | None = None
+        cls,
+        *,
+        libexec: Path,
+        config_directory: Path,
+        socket: Path,
+        settings: Path | None = None,
+        cache: Path | None = None,
     ) -> Installation:
         """Return the installation of the running interpreter."""
         code = Path(jobagent.__file__).resolve().parent.parent
-        return cls((sys.executable,), code, libexec, config_directory, socket, settings)
+        return cls((sys.executable,), code, libexec, config_directory, socket, settings, cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,10 @@ def plan(installation: Installation, roles: Sequence[str] = (EXECUTION_POINT,)) 
             raise ConfigurationError(f"no role {role!r}", remedy=f"known: {', '.join(ROLES)}")
         if role == EXECUTION_POINT:
             files += _programs(installation)
-        text = f"# {_NOTE}\nJOBAGENT_LIBEXEC = {installation.libexec}\n\n{template(role)}"
+        macros = f"JOBAGENT_LIBEXEC = {installation.libexec}\n"
+        if installation.cache is not None:
+            macros += f"JOBAGENT_CACHE = {installation.cache}\n"
+        text = f"# {_NOTE}\n{macros}\n{template(role)}"
         files.append(PlannedFile(installation.config_directory / f"50-jobagent-{role}.conf", text, 0o644))
     return tuple(files)
 

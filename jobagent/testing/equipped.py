@@ -113,6 +113,7 @@ def add(
         config_directory=point.directory / "config.d",
         socket=equipped.socket,
         settings=equipped.settings,
+        cache=equipped.cache,
     )
     configure.write(configure.plan(installation))
     point.start()

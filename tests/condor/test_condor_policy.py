@@ -49,6 +49,14 @@ def test_a_job_that_was_sent_back_waits_twice_as_long_each_time(
     assert holds(start, {"JobAgentReady": True}, job) is is_welcome
 
 
+def test_containers_see_the_packages_read_only(site: Site) -> None:
+    point = site.points[0]
+    bound = f"{point.cache}:{point.cache}:ro"
+    assert point.point.tool("condor_config_val", "SINGULARITY_BIND_EXPR").strip() == f'"{bound}"'
+    assert point.point.tool("condor_config_val", "DOCKER_VOLUME_DIR_JOBAGENT").strip() == bound
+    assert "JOBAGENT" in point.point.tool("condor_config_val", "DOCKER_MOUNT_VOLUMES")
+
+
 @pytest.mark.parametrize(
     ("code", "sub_code", "number", "is_released"),
     [(13, 232, 1, True), (13, 211, 1, False), (13, 242, 1, False), (13, 232, 6, False), (19, 232, 1, False)],
