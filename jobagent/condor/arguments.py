@@ -11,22 +11,37 @@ from collections.abc import Sequence
 
 from jobagent.errors import JobSyntaxError
 
-_WORD = re.compile(r"((?:[^\s']++|'(?:[^']++|'')*+')++)(\s*+)")
-_PROTECTED = re.compile(r"'((?:[^']++|'')*+)'")
+_WORDS = re.compile(r"(\s*)(\S+)")
 _SPECIAL = re.compile(r"[\s']")
 
 
 def split(text: str) -> tuple[str, ...]:
     """Return the words of a V2 string; raises JobSyntaxError where a quote is not closed."""
     words: list[str] = []
-    position = len(text) - len(text.lstrip())
-    while position < len(text):
-        found = _WORD.match(text, position)
-        if found is None or (found.end() < len(text) and not found[2]):
-            raise JobSyntaxError("a single quote in the arguments is not closed", remedy="double it to mean itself")
-        words.append(_PROTECTED.sub(lambda part: part[1].replace("''", "'"), found[1]))
-        position = found.end()
+    # Odd pieces are inside quotes; a doubled quote shows as an empty piece between two quoted ones.
+    pieces = text.split("'")
+    if len(pieces) % 2 == 0:
+        raise JobSyntaxError("a single quote in the arguments is not closed", remedy="double it to mean itself")
+    is_open = False  # whether the next characters belong to the last word
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            is_doubled = number > 1 and pieces[number - 1] == ""
+            _add(words, ("'" if is_doubled else "") + piece, is_open=is_open)
+            is_open = True
+            continue
+        for blank, word in _WORDS.findall(piece):
+            _add(words, word, is_open=is_open and not blank)
+            is_open = True
+        if piece and piece[-1].isspace():
+            is_open = False
     return tuple(words)
+
+
+def _add(words: list[str], text: str, *, is_open: bool) -> None:
+    if is_open:
+        words[-1] += text
+    else:
+        words.append(text)
 
 
 def split_v1(text: str) -> tuple[str, ...]:
