@@ -31,7 +31,7 @@ T = TypeVar("T")
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 PROTOCOL = b"\x13BitTorrent protocol"
 HANDSHAKE_BYTES = 68
-FAST = 0x04  # in the last reserved byte (BEP 6)
+FAST, UPGRADE = 0x04, 0x10  # in the last reserved byte (BEP 6, BEP 52)
 MAX_BLOCK_BYTES = 128 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024  # the longest sensible one is a bitfield
 MAX_WISHES = 1024  # requests of one peer that wait
@@ -44,6 +44,7 @@ SEND_BUFFER_BYTES = 128 * 1024
 BLOCKS_PER_TURN = 32  # before the loop looks at its other sockets
 
 UNCHOKE, HAVE, BITFIELD, REQUEST, PIECE, CANCEL, HAVE_ALL, HAVE_NONE, REJECT = 1, 4, 5, 6, 7, 8, 14, 15, 16
+HASH_REQUEST, HASH_REJECT = 21, 23  # BEP 52; all layers that a peer needs are in its torrent
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +53,7 @@ class _Package:
 
     key: str
     path: Path
+    infohash_v2: bytes
     size_bytes: int
     piece_size: int
     dealer: Dealer
@@ -136,13 +138,15 @@ class DealingSeeder:
         self._servers = self._call(self._start(sockets))
 
     def offer(self, key: str, path: Path, infohashes: Sequence[bytes], size_bytes: int, piece_size: int) -> None:
-        """Deal a verified archive to peers that ask for one of its 20-byte infohashes.  Idempotent."""
+        """Deal a verified archive to peers that ask for one of its 20-byte infohashes, v2 first.  Idempotent."""
 
         async def add() -> None:
             if any(p.key == key for p in self.packages.values()):
                 return
             dealer = Dealer(-(-size_bytes // piece_size), self.policy, random.Random())
-            self.packages |= dict.fromkeys(infohashes, _Package(key, path, size_bytes, piece_size, dealer))
+            self.packages |= dict.fromkeys(
+                infohashes, _Package(key, path, infohashes[0], size_bytes, piece_size, dealer)
+            )
 
         self._call(add())
 
@@ -344,7 +348,7 @@ class _Connection(asyncio.Protocol):
         if len(self._buffer) < HANDSHAKE_BYTES:
             return False
         infohash, self._peer_id = bytes(self._buffer[28:48]), bytes(self._buffer[48:68])
-        self._has_fast = bool(self._buffer[27] & FAST)
+        self._has_fast, can_upgrade = bool(self._buffer[27] & FAST), bool(self._buffer[27] & UPGRADE)
         del self._buffer[:HANDSHAKE_BYTES]
         package = self._seeder.packages.get(infohash)
         if package is None:
@@ -356,6 +360,8 @@ class _Connection(asyncio.Protocol):
         self._package = package
         package.connections.add(self)
         package.dealer.join(self, self._seeder.clock())
+        if can_upgrade:  # who learns of us by its v1 and v2 announces at once may expect either, but takes this
+            infohash = package.infohash_v2
         answer = PROTOCOL + bytes([0, 0, 0, 0, 0, 0, 0, FAST]) + infohash + self._seeder.peer_id
         if self._has_fast:
             answer += struct.pack(">IB", 1, HAVE_NONE)
@@ -397,6 +403,8 @@ class _Connection(asyncio.Protocol):
             self._has_spoken = True
         elif kind == HAVE_NONE:
             self._has_spoken = True
+        elif kind == HASH_REQUEST:
+            self._transport.write(struct.pack(">IB", 1 + len(payload), HASH_REJECT) + payload)
 
     def _on_request(self, package: _Package, piece: int, begin: int, length: int) -> None:
         is_fair = (
