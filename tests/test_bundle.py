@@ -34,7 +34,8 @@ def tree(built: bundle.Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runtime, unpacked as the pilot does it, at a path that nobody foresaw."""
     directory = tmp_path_factory.mktemp("some where else")
     with tarfile.open(built.archive) as archive:
-        archive.extractall(directory, filter="tar")
+        archive.extraction_filter = getattr(tarfile, "tar_filter", None)  # absent before Python 3.11.4
+        archive.extractall(directory)
     subprocess.run(["sh", str(directory / "unpack"), str(directory)], check=True, timeout=60)
     return directory
 

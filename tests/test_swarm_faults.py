@@ -41,7 +41,7 @@ def at_half(services: Central, agent: Agent, action: object) -> object:
 def test_seeder_that_dies_at_half_is_replaced_by_the_web_server_and_progress_is_kept(tmp_path: Path) -> None:
     with (
         central(tmp_path, swarm={"upload_rate_bytes": 3_000_000}) as services,
-        agents(tmp_path, 1, services.url, web_seed_after_s=0.5) as (agent,),
+        agents(tmp_path, 1, services.url, web_seed_after_s=2.0) as (agent,),
     ):
         published = services.publish(size_bytes=SIZE)
         order = agent.order(published, urls=tuple(services.catalogue.urls(published.package)))
