@@ -81,7 +81,8 @@ def test_what_names_the_build_prefix_is_relocated_and_not_compiled(tree: Path) -
     )
     library, prefix = result.stdout.split()
     assert library == f"{tree}/{LIBRARY}"
-    assert prefix == (str(tree) if sys.base_prefix != "/usr" else "/usr")  # /usr is no prefix of the interpreter's own
+    # /usr is not the prefix of an interpreter alone: it stays as it is
+    assert prefix == (str(tree) if sys.base_prefix != "/usr" else "/usr")
 
 
 def test_nothing_is_left_of_tests_toolkits_and_installed_packages(tree: Path) -> None:
