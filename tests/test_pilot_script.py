@@ -458,7 +458,11 @@ def test_changed_runtime_in_the_cache_is_never_run(node: Node, web: Web, harm: s
     done = node.run(script, environment=cache)
     assert (done.returncode, done.stdout) == (0, "landed\n"), done.stderr
     assert "was changed: replaced" in done.stderr and len(web.asked) == 2
-    assert {path.name for path in (node.home / "cache" / "pilot").iterdir()} == {".lock", tree.name, f"archive.{runtime.sha256}"}
+    assert {path.name for path in (node.home / "cache" / "pilot").iterdir()} == {
+        ".lock",
+        tree.name,
+        f"archive.{runtime.sha256}",
+    }
 
 
 def test_many_pilots_on_a_node_download_once(node: Node, web: Web) -> None:

@@ -129,7 +129,8 @@ SEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS
 ALLOW_DAEMON = condor@*
 ALLOW_ADMINISTRATOR = condor@*
 DISCARD_SESSION_KEYRING_ON_STARTUP = false
-# The pool's collector is not of our family: with this on, it refuses the first update, and the next comes minutes later.
+# The pool's collector is not of our family: with this on, it refuses the first update,
+# and the next comes minutes later.
 SEC_USE_FAMILY_SESSION = false
 """
 
