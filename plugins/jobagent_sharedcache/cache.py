@@ -42,6 +42,7 @@ from jobagent_sharedcache.store import Store
 log = logging.getLogger("jobagent.cache")
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.002, 0.05  # between attempts to take a lock that somebody holds
+SWEEPER_PATIENCE_S = 0.5  # who evicts by name is not refused because somebody looks at the package just now
 MAX_JOB_ID = 200
 
 
@@ -165,8 +166,15 @@ class SharedCache:
         """Remove a package; False where it is leased, pinned or absent."""
         if not is_key(key):
             return False
-        with filesystem.errors_of_ours(f"cannot evict {key} from {self.root}"), locks.held(self._layout.quota_lock):
-            return self._evict(key)
+        deadline = time.monotonic() + SWEEPER_PATIENCE_S
+        with filesystem.errors_of_ours(f"cannot evict {key} from {self.root}"):
+            while True:
+                with locks.held(self._layout.quota_lock):
+                    if self._evict(key):
+                        return True
+                if self._is_kept(key) or time.monotonic() >= deadline:
+                    return False
+                time.sleep(LONGEST_WAIT_S / 10)
 
     def verify(self, key: str) -> bool:
         """Hash the tree; a damaged one is set aside and its stored files are never linked again."""
@@ -346,7 +354,7 @@ class SharedCache:
 
     def _evict(self, key: str) -> bool:
         with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
-            if not is_held or self._leases.live(key) or self._layout.pin(key).exists():
+            if not is_held or self._is_kept(key):
                 return False
             record, entries = self._shelf.record(key), self._shelf.manifest(key)
             if record is not None:  # listeners stop seeding before the files go
@@ -362,6 +370,11 @@ class SharedCache:
         return True
 
     # --- facts
+
+    def _is_kept(self, key: str) -> bool:
+        """Whether a package may not be evicted, or is not there."""
+        is_there = self._layout.package(key).exists()
+        return not is_there or self._layout.pin(key).exists() or bool(self._leases.live(key))
 
     def _protection(self, holder_uid: int) -> Protection:
         if self._is_degraded:
