@@ -17,7 +17,7 @@ from jobagent.testing import accounts
 from jobagent.testing.accounts import Account
 from jobagent.testing.condor_tree import CondorTree
 
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = 5.0
 TOOL_TIMEOUT_S = 30.0
 
 

@@ -32,6 +32,9 @@ def machine(site: Site, python: Interpreter) -> Callable[..., EquippedPoint]:
     return make
 
 
+NARROW = "download_rate_bytes = 400000\n"
+
+
 def for_point(name: str, *, only_once: bool = False) -> str:
     """Lines of a job for that machine; one that runs only once does not hide what was left of its first start."""
     limit = " && (MY.NumShadowStarts ?: 0) < 1" if only_once else ""
@@ -87,12 +90,12 @@ def test_a_lease_ends_with_its_starter_however_that_ends(site: Site, fragile: Eq
 @pytest.fixture(scope="module")
 def slow(machine: Callable[..., EquippedPoint]) -> EquippedPoint:
     """A machine with so little bandwidth that downloads can be interrupted."""
-    return machine("slow", swarm="download_rate_bytes = 1000000\n")
+    return machine("slow", swarm=NARROW)
 
 
 def test_a_download_survives_its_job_and_its_service(site: Site, slow: EquippedPoint) -> None:
     """condor_rm and kill -9 of the starter in prepare hold nothing; kill -9 of the service only delays the job."""
-    big = site.publish("Big", {"noise": os.urandom(9_000_000)})
+    big = site.publish("Big", {"noise": os.urandom(12_000_000)})
     job = for_point("slow", only_once=True)
     removed = site.submit(job, packages=wanting(big), shell="true")
     begun = 200_000
@@ -112,6 +115,7 @@ def test_a_download_survives_its_job_and_its_service(site: Site, slow: EquippedP
     patient = site.submit(job, packages=wanting(big), shell="test -s $BIG_ROOT/noise")
     begun = 200_000 + int(downloaded_bytes(slow))
     site.pool.wait_until(lambda: downloaded_bytes(slow) > begun)
+    slow.settings.write_text(slow.settings.read_text().replace(NARROW, ""))  # the next service need not be slow
     first = slow.service_pid
     kill(first)
     (event,) = site.pool.jobs.wait(patient)
