@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobagent import config as configuration
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         cache=cache_of(config),
     )
     if args.python:
-        installation = dataclasses.replace(installation, python=tuple(shlex.split(args.python)))
+        python = tuple(shlex.split(args.python))
+        installation = dataclasses.replace(installation, python=python, code=code_of(python))
     files = configure.plan(installation, args.role or [configure.EXECUTION_POINT])
     if args.dry_run:
         print("\n".join(map(described, files)))
@@ -65,8 +67,26 @@ def run(args: argparse.Namespace) -> int:
     configure.write(files)
     for file in files:
         print(f"wrote {file.path}")
-    print("now run condor_restart -daemon master (a new daemon needs it), then jobagent condor check")
+    print("now run condor_reconfig (running jobs go on), then jobagent condor check")
     return 0
+
+
+def code_of(python: Sequence[str]) -> Path:
+    """Return the directory from which that interpreter imports `jobagent`.
+
+    Raises:
+        ConfigurationError: It does not import it.
+    """
+    words = [*python, "-I", "-c", "import jobagent, os; print(os.path.dirname(os.path.dirname(jobagent.__file__)))"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=True, cwd="/")
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", "") or str(error)
+        raise ConfigurationError(
+            f"{shlex.join(python)} does not import jobagent: {reason.strip().splitlines()[-1]}",
+            remedy="install jobagent into it",
+        ) from error
+    return Path(done.stdout.strip())
 
 
 def cache_of(config: configuration.Config) -> Path | None:

@@ -78,10 +78,12 @@ def add(
     sections: Mapping[str, str] | None = None,
     catalogue: str = "",
     wait: bool = True,
+    is_enabled: bool = True,
 ) -> EquippedPoint:
     """Start an execution point with the agent on it.
 
     `sections` adds lines to sections of the agent's settings, `catalogue` is another URL than the centre's.
+    Where it is not enabled, there is everything but HTCondor's settings.
     """
     point = pool.new_execution_point(name, config=f"{QUICK}\n{config}")
     service = accounts.of_daemons() if point.is_root else point.account
@@ -115,7 +117,8 @@ def add(
         settings=equipped.settings,
         cache=equipped.cache,
     )
-    configure.write(configure.plan(installation))
+    if is_enabled:
+        configure.write(configure.plan(installation))
     point.start()
     if wait:
         pool.wait_for_machines()

@@ -17,7 +17,9 @@ from jobagent.condor.configure import ROLES, Installation, plan, template, write
 from jobagent.condor.doctor import Disk, Facts, Level, Web
 from jobagent.condor.facts import parameters_of
 from jobagent.errors import ConfigurationError
+from jobagent.testing import equipped
 from jobagent.testing.equipped import EquippedPoint
+from jobagent.testing.interpreter import Interpreter
 
 
 @pytest.fixture
@@ -156,27 +158,40 @@ def test_a_dump_of_parameters_is_read() -> None:
 @pytest.mark.condor
 def test_the_doctor_finds_a_working_machine_well_and_a_broken_one_ill(site: Site) -> None:
     point = site.point("ep1")
-    healthy = check(site, point)
+    healthy = check(point)
     assert [f for f in healthy if f["level"] == "error"] == []
     assert {"HTCondor", "settings", "programs", "node service", "catalogue", "tracker", "clock"} <= {
         f["check"] for f in healthy
     }
     point.point.configure("99-broken", "DAEMON_LIST = MASTER, STARTD\nFILETRANSFER_PLUGINS = /gone\n")
     try:
-        ill = {f["check"] for f in check(site, point) if f["level"] != "ok"}
+        ill = {f["check"] for f in check(point) if f["level"] != "ok"}
     finally:
         (point.point.directory / "config.d" / "99-broken").unlink()
     assert {"settings", "transfer plugins"} <= ill
 
 
-def check(site: Site, point: EquippedPoint) -> list[dict[str, str]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "jobagent", "--config", point.settings, "condor", "check", "--json"],
-        env=point.point.environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@pytest.mark.condor
+def test_a_running_machine_is_enabled_by_one_command_and_a_reconfig(site: Site, python: Interpreter) -> None:
+    new = equipped.add(site.pool, "new", site.world, python, config="START = false", is_enabled=False)
+    directory = new.point.directory
+    assert {"settings", "node service"} <= {f["check"] for f in check(new) if f["level"] == "error"}
+    done = agent(new, "configure", "--libexec", directory / "libexec", "--python", python.program)
+    assert done.returncode == 0, done.stderr
+    assert str(directory / "config.d" / "50-jobagent-execution-point.conf") in done.stdout
+    new.point.tool("condor_reconfig")
+    new.ask("hello")
+    site.pool.wait_until(lambda: any(ad.get("JobAgentReady") for ad in site.pool.machines() if ad["EPName"] == "new"))
+    assert [f for f in check(new) if f["level"] == "error"] == []
+
+
+def check(point: EquippedPoint) -> list[dict[str, str]]:
+    done = agent(point, "check", "--json")
     assert done.stdout, done.stderr
     return list(json.loads(done.stdout))
+
+
+def agent(point: EquippedPoint, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `jobagent condor` as the admin of that machine."""
+    argv = [sys.executable, "-m", "jobagent", "--config", point.settings, "condor", *words]
+    return subprocess.run(argv, env=point.point.environment, capture_output=True, text=True, timeout=60, check=False)
