@@ -1,10 +1,11 @@
 """Who a process is on Linux: start time, so that a reused pid is not taken for it, and the boot it lived in.
 
-Pure reading of /proc; knows no leases.
+Reads /proc; knows no leases.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def _parent(pid: int) -> int:
     except OSError:
         return 0
     return int(stat[stat.rfind(b")") + 2 :].split()[1])
+
+
+def give_back_memory() -> None:
+    """Return to the system what this process freed: payloads need it, and glibc would keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,7 +99,7 @@ def _run_prepared(
         except PayloadNotRunnable as error:
             raise ValidationFailed(f"ERROR_VN: {error}") from error
 
-    _give_back_memory()
+    processes.give_back_memory()
     with kit.events.phase("payload"):
         outcome = payload.run_payload(
             keeper,
@@ -128,10 +127,3 @@ def _run_prepared(
     if failure is not None:
         raise failure
     return Result(prepared, outcome, tuple(outputs), protection)
-
-
-def _give_back_memory() -> None:
-    """Return to the system what downloads and unpacking freed: the payload needs it, and glibc would keep it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

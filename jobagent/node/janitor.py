@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from jobagent import processes
 from jobagent.contracts import Cache, Catalogue, ManagedCache
 from jobagent.errors import JobAgentError
 from jobagent.job import data
@@ -61,6 +62,7 @@ class Janitor:
             if self._idle_exit_s and self._idle_s() >= self._idle_exit_s:
                 log.info("idle for %.0f s: ending", self._idle_s())
                 self._stop()
+            processes.give_back_memory()
             interval_s = min(self._interval_s, self._idle_exit_s or self._interval_s)
             self._wake.wait(interval_s)
             self._wake.clear()
