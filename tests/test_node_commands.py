@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobagent.node import client
+from jobagent.testing import accounts
 from jobagent.testing.world import Node, World
 
 pytestmark = pytest.mark.swarm
@@ -153,3 +155,17 @@ def test_a_restarted_service_seeds_what_is_cached(node: Node) -> None:
     finally:
         process.terminate()
         assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to drop it")
+def test_a_service_started_by_root_becomes_the_user_of_the_configuration(tmp_path: Path) -> None:
+    user = accounts.of_user()
+    program = (
+        "import os, sys; from pathlib import Path; from jobagent.cli.node import become\n"
+        "become(sys.argv[1], Path(sys.argv[2])); print(os.getuid(), os.geteuid(), os.getgid())"
+    )
+    socket = tmp_path / "run" / "node.sock"
+    argv = [sys.executable, "-c", program, user.name, str(socket)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(user.uid), str(user.uid), str(user.gid)]
+    assert socket.parent.stat().st_uid == user.uid

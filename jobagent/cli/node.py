@@ -10,6 +10,7 @@ import os
 import pwd
 import resource
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         logging.getLogger("jobagent").setLevel(logging.INFO)
     if args.idle_exit is not None:
         config = config.replaced("node", {"idle_exit_s": args.idle_exit}, source="--idle-exit")
-    become(config.get(NodeSettings).user)
+    become(config.get(NodeSettings).user, path)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     base = kits.scratch_of(config)
@@ -67,8 +68,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def become(name: str) -> None:
-    """Drop root's rights for those of `name`; nothing where it is empty or we are not root.
+def become(name: str, socket_path: Path) -> None:
+    """Drop root's rights for those of `name`, who gets the socket's directory if it is not there yet.
+
+    Nothing where the name is empty or we are not root.
 
     Raises:
         ConfigurationError: There is no such user.
@@ -79,6 +82,9 @@ def become(name: str) -> None:
         user = pwd.getpwnam(name)
     except KeyError as error:
         raise ConfigurationError(f"[node] user is {name!r}, which does not exist on this machine") from error
+    if not socket_path.parent.exists():
+        socket_path.parent.mkdir(mode=0o755, parents=True)
+        os.chown(socket_path.parent, user.pw_uid, user.pw_gid)
     os.initgroups(name, user.pw_gid)
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
