@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -25,7 +26,7 @@ from jobagent.testing.equipped import EquippedPoint
 from jobagent.testing.pool import Pool
 from jobagent.testing.world import World
 
-SLOTS = 8
+SLOTS = 2 * (os.cpu_count() or 1)  # as many as a site that overcommits a little
 PAYLOADS_S = (3, 6, 4, 7, 5)  # in turn, so that jobs do not start in step; long against HTCondor's own second
 BATCH_LIMIT_S = 900.0
 LOGS = "STARTER_DEBUG = D_FULLDEBUG:1, D_SUB_SECOND\n"
