@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from jobagent.testing.barenode import SUITES, is_possible
 from jobagent.testing.element import Site
 from jobagent.testing.grid import Grid, User
 
-JOB_LIMIT_S = 600.0
+JOB_LIMIT_S = 180.0
 LEAVE_LIMIT_S = 120.0
 _LINE = re.compile(r"\S+ (?:pilot|glidein) \S+ \+(?P<at>[0-9.]+) \S+ (?P<what>.*)")
 _STEPS = (  # what the pilot's log says, and what it means
@@ -53,12 +54,13 @@ class Step:
 def main() -> int:
     """Run the demo and return 0 where the job was valid and the node is clean."""
     parser = argparse.ArgumentParser(prog="make pilot-demo", description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--suite", choices=SUITES, default="bullseye", help="Debian of the worker node")
+    parser.add_argument("--suite", choices=SUITES, default="bookworm", help="Debian of the worker node")
     parser.add_argument("--events", type=int, default=200, help="pp events (default 200)")
     parser.add_argument("--directory", type=Path, default=ROOT / "build" / "demo", help="where the catalogue is")
     options = parser.parse_args()
     if why := is_possible():
         sys.exit(f"make pilot-demo: {why}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console()
     directory = options.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
@@ -88,9 +90,14 @@ def run(grid: Grid, site: Site, options: argparse.Namespace, console: Console) -
     cluster = int(json.loads(user.call("submit", job / JOB.name, str(options.events), "1", "--json"))["cluster"])
     console.print(f"jobagent submit {JOB.name}: cluster {cluster}")
     sent_before = grid.lan.sent_bytes()
-    console.print(user.call("pilots", "factory", "--once", "--json", *pilot_words(grid, site, user)).strip())
-    with console.status("the pilot lands, the job runs"):
-        grid.pool.jobs.wait(cluster, timeout_s=JOB_LIMIT_S)
+    console.print("jobagent pilots factory: a pilot for what waits")
+    factory = user.start("pilots", "factory", "--interval", "3", *pilot_words(grid, site, user))
+    try:
+        with console.status("the pilot lands, the job runs"):
+            grid.pool.jobs.wait(cluster, timeout_s=JOB_LIMIT_S)
+    finally:
+        factory.terminate()
+        console.print(told(factory.communicate(timeout=30)[1]), soft_wrap=True)
     user.call("jobs", str(cluster), "--fetch")
     show_timeline(grid, cluster, site, user, console)
     console.print(
@@ -104,6 +111,12 @@ def run(grid: Grid, site: Site, options: argparse.Namespace, console: Console) -
     ad = (grid.pool.queue(cluster) or grid.pool.history(cluster))[0]
     console.print(f"the job's exit code: {ad.get('ExitCode')}")
     return 0 if ad.get("ExitCode") == 0 and len(outputs) == 2 and not left else 1
+
+
+def told(log: str) -> str:
+    """Return the decisions in the factory's log, each once."""
+    lines = [line.partition("jobagent.factory: ")[2] for line in log.splitlines()]
+    return "\n".join(dict.fromkeys(line for line in lines if line))
 
 
 def pilot_words(grid: Grid, site: Site, user: User) -> Sequence[str | Path]:

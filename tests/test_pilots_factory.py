@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobagent.condor.elements import Element
-from jobagent.condor.factory import Ended, Presence, backoff_s, decide, trailing_failures
+from jobagent.condor.factory import (
+    Demand,
+    Ended,
+    Presence,
+    backoff_s,
+    decide,
+    servable_cores,
+    trailing_failures,
+)
 
 NOW_S = 1_000_000.0
 A = Element("a", "condor a a:9619", cpus=1, max_pilots=10, max_waiting=5, max_per_cycle=5, backoff_s=100.0)
@@ -95,6 +103,25 @@ def test_pause_doubles_up_to_a_bound() -> None:
 def test_trailing_failures_are_counted_by_time_not_by_order() -> None:
     assert trailing_failures([Ended(3, 1), Ended(1, 1), Ended(2, 0), Ended(4, 1)]) == (2, 4)
     assert trailing_failures([]) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("why", "demand", "expected"),
+    [
+        ("fits", Demand(1, 2000, 0, 7), 7),
+        ("several cores each", Demand(4, 2000, 0, 2), 8),
+        ("too many cores", Demand(9, 2000, 0, 2), 0),
+        ("too much memory", Demand(1, 2001, 0, 2), 0),
+        ("runs longer than the slot lives", Demand(1, 2000, 86400, 2), 0),
+    ],
+)
+def test_only_jobs_that_fit_into_a_pilot_are_demand(why: str, demand: Demand, expected: int) -> None:
+    assert servable_cores([demand], [replace(A, cpus=8)]) == expected, why
+
+
+def test_one_element_that_fits_is_enough() -> None:
+    assert servable_cores([Demand(8, 100, 0, 1)], [A, replace(B, cpus=8)]) == 8
+    assert servable_cores([Demand(8, 100, 0, 1)], [A, replace(B, cpus=8, is_enabled=False)]) == 0
 
 
 presences = st.builds(

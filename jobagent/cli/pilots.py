@@ -127,10 +127,13 @@ def cycle(args: argparse.Namespace, known: Sequence[Element]) -> None:
     queue = queues.PilotQueue()
     now_s = time.time()
     overview = queue.overview(now_s=now_s)
+    idle_cores = factory.servable_cores(overview.demands, known)
+    if unfit := sum(d.cores * d.count for d in overview.demands) - idle_cores:
+        log.warning("%d cores of waiting jobs fit into no pilot: too many cores, memory or time at once", unfit)
     decisions = factory.decide(
         known,
         queues.presences(overview, known, now_s),
-        idle_cores=overview.idle_cores,
+        idle_cores=idle_cores,
         now_s=now_s,
         ceiling=args.max_pilots,
     )
@@ -145,6 +148,6 @@ def cycle(args: argparse.Namespace, known: Sequence[Element]) -> None:
                 continue
         if args.json:
             row = {"element": decision.element.name, "count": decision.count, "reason": decision.reason}
-            print(json.dumps(row | {"idle_cores": overview.idle_cores}), flush=True)
+            print(json.dumps(row | {"idle_cores": idle_cores}), flush=True)
         else:
             log.info("%s: %d pilots (%s)", decision.element.name, decision.count, decision.reason)

@@ -54,6 +54,26 @@ class Decision:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Waiting jobs that ask for the same; `wall_s` is how long they say they run, 0 where they do not."""
+
+    cores: int
+    memory_mb: int
+    wall_s: int
+    count: int
+
+
+def servable_cores(demands: Sequence[Demand], elements: Sequence[Element]) -> int:
+    """Return the cores that waiting jobs ask for, without those of jobs that fit into no pilot."""
+
+    def fits(demand: Demand, element: Element) -> bool:
+        is_small = demand.cores <= element.cpus and demand.memory_mb <= element.memory_mb
+        return element.is_enabled and is_small and demand.wall_s < element.wall_s
+
+    return sum(d.cores * d.count for d in demands if any(fits(d, element) for element in elements))
+
+
 def decide(
     elements: Sequence[Element], presences: Mapping[str, Presence], *, idle_cores: int, now_s: float, ceiling: int
 ) -> list[Decision]:

@@ -14,13 +14,14 @@ from typing import Any
 
 from jobagent.condor import elements, glidein_config
 from jobagent.condor.elements import Element, Order
-from jobagent.condor.factory import Ended, Presence
+from jobagent.condor.factory import Demand, Ended, Presence
 from jobagent.errors import SiteError
 
 IDLE, RUNNING, REMOVED, COMPLETED, HELD = 1, 2, 3, 4, 5  # JobStatus
 HISTORY_LIMIT = 200  # ended pilots that are looked at
 HISTORY_S = 24 * 3600.0
 GRID_UNIVERSE = 9
+_DURATIONS = ("AllowedExecuteDuration", "AllowedJobDuration")
 LANDING_S = 600.0  # from a pilot's start until its slots are in the pool, at most
 _GLIDEIN_ATTRIBUTES = [
     *("Name", "Cpus", "TotalSlotCpus", "SlotType", "State", "JobAgentReady", "JobAgentReason"),
@@ -74,7 +75,7 @@ class Overview:
     pilots: Sequence[Pilot]
     glideins: Sequence[GlideinSlot]
     ended: Mapping[str, Sequence[Ended]]
-    idle_cores: int
+    demands: Sequence[Demand]
 
 
 class PilotQueue:
@@ -110,7 +111,7 @@ class PilotQueue:
         """Look at queue, history and pool."""
         now_s = time.time() if now_s is None else now_s
         with _translated("cannot look at the pilots"):
-            return Overview(self._pilots(), self._glideins(), self._ended(now_s), self._idle_cores())
+            return Overview(self._pilots(), self._glideins(), self._ended(now_s), self._demands())
 
     def _pilots(self) -> list[Pilot]:
         ads = self._schedd.query(f"{elements.IS_PILOT} =?= true", _JOB_ATTRIBUTES)
@@ -157,9 +158,23 @@ class PilotQueue:
             )
         return found
 
-    def _idle_cores(self) -> int:
+    def _demands(self) -> list[Demand]:
         where = f"JobStatus == {IDLE} && {elements.IS_PILOT} =!= true && JobUniverse =!= {GRID_UNIVERSE}"
-        return sum(max(1, int(ad.get("RequestCpus", 1))) for ad in self._schedd.query(where, ["RequestCpus"]))
+        shapes = Counter(
+            (_number(ad, "RequestCpus", 1), _number(ad, "RequestMemory", 0), _number(ad, *_DURATIONS, 0))
+            for ad in self._schedd.query(where, ["RequestCpus", "RequestMemory", *_DURATIONS])
+        )
+        return [Demand(max(1, cores), memory, wall, count) for (cores, memory, wall), count in shapes.items()]
+
+
+def _number(ad: Any, *names_and_default: Any) -> int:
+    """Return the first attribute that evaluates to a number."""
+    *names, default = names_and_default
+    for name in names:
+        value = ad.eval(name) if name in ad else None
+        if isinstance(value, int | float):
+            return int(value)
+    return int(default)
 
 
 def presences(overview: Overview, known: Sequence[Element], now_s: float) -> dict[str, Presence]:

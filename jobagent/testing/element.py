@@ -95,7 +95,7 @@ class Site:
         """The entry under which the VO knows this site."""
         name = self.ce.tool("condor_status", "-schedd", "-af", "Name").split()[0]
         resource = f"condor {name} {self._address}"
-        return Element("site-a", resource, site="site-a", cpus=2, memory_mb=2000, wall_s=3600, max_pilots=4)
+        return Element("site-a", resource, site="site-a", cpus=2, memory_mb=4000, wall_s=14400, max_pilots=4)
 
     def pilot_logs(self) -> list[Path]:
         """Where the batch system keeps the standard error of pilots that still run."""

@@ -73,20 +73,30 @@ class User:
 
     def call(self, *words: str | Path, timeout_s: float = 120.0) -> str:
         """Run a command of the agent as the user; raises with its output where it fails."""
+        started = self.start(*words)
+        try:
+            out, err = started.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.communicate()
+            raise
+        if started.returncode:
+            raise RuntimeError(f"jobagent {' '.join(map(str, words))} ended with {started.returncode}: {err}")
+        return out
+
+    def start(self, *words: str | Path) -> subprocess.Popen[str]:
+        """Start a command of the agent as the user; the caller ends it."""
         argv = [self._python.program, "-I", "-m", "jobagent", "--config", self.home / "jobagent.toml", *words]
-        done = subprocess.run(
+        return subprocess.Popen(
             list(map(str, argv)),
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout_s,
-            check=False,
             cwd=self.home,
             env={"PATH": "/usr/bin:/bin", "HOME": str(self.home), "CONDOR_CONFIG": str(self.config)},
             **self._account.popen,
         )
-        if done.returncode:
-            raise RuntimeError(f"jobagent {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr}")
-        return str(done.stdout)
 
 
 class Grid:
