@@ -85,6 +85,7 @@ class AgentClient:
         config = Config({"site": {"address": spec["address"]}, "swarm": {**patient, **table}})
         config.declare("swarm", SwarmSettings)
         self._swarm = Swarm(Context(config, self._directory, Events(), ""))
+        self._swarm.open()
 
     def fetch(self, deadline: float) -> dict[str, Any]:
         """Fetch, check, and say where the bytes came from."""

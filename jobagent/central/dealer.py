@@ -32,22 +32,23 @@ class DealingPolicy:
     At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
     `overdue_s` after a piece was dealt and is held by nobody it is dealt again; a peer that for `neglected_s` got
     nothing from its neighbours is served like an only client.  `spare_copies` of the package may be dealt beyond the
-    first, rarest pieces first, while anybody downloads.
+    first, rarest pieces first, to peers that have less than `lagging` of what the middle one has.
     """
 
     window: int = 3
     max_window: int = 64
     overdue_s: float = 4.0
     neglected_s: float = 3.0
-    spare_copies: float = 0.0
+    spare_copies: float = 0.15
+    lagging: float = 0.9
 
     @classmethod
     def of(cls, mode: Mode) -> DealingPolicy:
         """The policy of a mode."""
         return {
             Mode.DEFAULT: cls(),
-            Mode.FAST: cls(spare_copies=1e6, neglected_s=1.0),
-            Mode.MINIMAL_UPLINK: cls(neglected_s=15.0, overdue_s=15.0),
+            Mode.FAST: cls(spare_copies=1e6, lagging=10.0, neglected_s=1.0),
+            Mode.MINIMAL_UPLINK: cls(spare_copies=0.0, neglected_s=15.0, overdue_s=15.0),
         }[mode]
 
 
@@ -74,6 +75,7 @@ class Dealer:
         choice.shuffle(self._fresh)
         self._choice = choice
         self._spare = int(policy.spare_copies * pieces)
+        self._middle = 0  # pieces of the middle peer, as of the last revision
         self.dealt = 0
 
     @property
@@ -151,7 +153,11 @@ class Dealer:
         }
         known = set(self._fresh)
         self._fresh += [p for p in overdue if p not in known]
-        return bool(self._fresh) or any(self._is_neglected(p, now_s) for p in self._peers.values()) or self._spare > 0
+        counts = sorted(peer.count for peer in self._peers.values())
+        self._middle = counts[len(counts) // 2] if counts else 0
+        return bool(self._fresh) or any(
+            self._is_neglected(p, now_s) or self._is_lagging(p) for p in self._peers.values()
+        )
 
     def _next(self, state: _Peer, now_s: float) -> int | None:
         for at in range(len(self._fresh) - 1, -1, -1):
@@ -163,10 +169,13 @@ class Dealer:
                 return piece
         if self._is_neglected(state, now_s):
             return self._rarest(state)
-        if self._spare > 0:
+        if self._is_lagging(state):
             self._spare -= 1
             return self._rarest(state)
         return None
+
+    def _is_lagging(self, state: _Peer) -> bool:
+        return self._spare > 0 and state.count < min(self._pieces, self._policy.lagging * self._middle)
 
     def _is_neglected(self, state: _Peer, now_s: float) -> bool:
         return state.count < self._pieces and now_s - state.served_s > self._policy.neglected_s

@@ -173,6 +173,10 @@ class Swarm:
             "download_bytes_per_s": float(sum(s.download_payload_rate for s in states)),
         }
 
+    def open(self) -> None:
+        """Open the session now rather than at the first fetch or seed; a node service does, so that no job waits."""
+        self._open_session()
+
     def port(self) -> int:
         """The listening port; 0 where none could be bound or there is no session yet."""
         return self._session.port() if self._session else 0

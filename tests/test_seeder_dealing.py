@@ -1,0 +1,371 @@
+"""Dealing: one copy leaves the seeder, nobody starves, hostile peers are cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobagent.central.dealer import Dealer, DealingPolicy, Mode
+from jobagent.central.dealing import (
+    BITFIELD,
+    HAVE,
+    HAVE_ALL,
+    HAVE_NONE,
+    PIECE,
+    REJECT,
+    REQUEST,
+    UNCHOKE,
+    DealingSeeder,
+)
+from jobagent.errors import ConfigurationError, NoFreePort
+from tests.swarm_field import address, agents, central, publish, wait_until
+
+PIECES = 40
+PLAIN = DealingPolicy(spare_copies=0.0)
+
+
+def dealer(policy: DealingPolicy = PLAIN, pieces: int = PIECES) -> Dealer:
+    return Dealer(pieces, policy, random.Random(1))
+
+
+def deal_all(deals: Dealer, peers: range, now_s: float = 0.0) -> dict[int, list[int]]:
+    """Deal until nothing is left; each peer gets what it was dealt at once."""
+    got: dict[int, list[int]] = {peer: [] for peer in peers}
+    while any(dealt := {peer: deals.deal(peer, now_s) for peer in peers}.values()):
+        for peer, pieces in dict(zip(peers, dealt, strict=True)).items():
+            got[peer] += pieces
+            for piece in pieces:
+                deals.has(peer, piece, now_s)
+    return got
+
+
+def test_each_piece_is_dealt_to_one_peer_and_all_peers_get_about_the_same() -> None:
+    deals = dealer()
+    peers = range(8)
+    for peer in peers:
+        deals.join(peer, 0.0)
+    got = deal_all(deals, peers)
+    assert sorted(p for pieces in got.values() for p in pieces) == list(range(PIECES))
+    assert max(map(len, got.values())) - min(map(len, got.values())) <= PLAIN.window
+    assert not deals.is_needed and deals.dealt == PIECES
+
+
+def test_peer_holds_no_more_than_its_window_until_it_drains_it() -> None:
+    deals = dealer()
+    deals.join("a", 0.0)
+    assert len(deals.deal("a", 0.0)) == PLAIN.window
+    assert deals.deal("a", 0.0) == []
+    deals.drained("a")
+    assert len(deals.deal("a", 0.0)) == 1
+
+
+def test_what_a_leaving_peer_alone_had_is_dealt_again() -> None:
+    deals = dealer()
+    for peer in "ab":
+        deals.join(peer, 0.0)
+    first, second = deals.deal("a", 0.0), deals.deal("b", 0.0)
+    deals.has("a", first[0], 0.0)
+    deals.has("b", first[1], 0.0)  # from a, which had it for a moment
+    assert sorted(deals.leave("a")) == sorted(set(first) - {first[1]})
+    for piece in second:
+        deals.has("b", piece, 0.0)
+    dealt = set(second)
+    while pieces := deals.deal("b", 0.0):
+        dealt |= set(pieces)
+        for piece in pieces:
+            deals.has("b", piece, 0.0)
+    assert dealt == set(range(PIECES)) - {first[1]}
+
+
+def test_overdue_piece_is_dealt_to_somebody_else() -> None:
+    deals = dealer()
+    deals.join("slow", 0.0)
+    stuck = deals.deal("slow", 0.0)
+    for piece in set(range(PIECES)) - set(stuck):
+        deals.join(piece, 0.0)
+        deals.has(piece, piece, 0.0)
+    deals.join("quick", 0.0)
+    assert deals.deal("quick", 0.0) == []
+    assert deals.revise(PLAIN.overdue_s + 0.1)
+    assert sorted(deals.deal("quick", PLAIN.overdue_s + 0.1)) == sorted(stuck)
+
+
+def test_dealer_steps_back_when_the_swarm_has_everything() -> None:
+    deals = dealer()
+    deals.join("seed", 0.0)
+    deals.has_many("seed", range(PIECES), 0.0)
+    deals.join("new", 0.0)
+    assert deals.deal("new", 0.0) == [] and deals.is_complete("seed")
+
+
+def test_peer_that_its_neighbours_do_not_serve_is_served() -> None:
+    deals = dealer()
+    deals.join("seed", 0.0)
+    deals.has_many("seed", range(PIECES), 0.0)
+    deals.join("walled", 0.0)
+    late = PLAIN.neglected_s + 0.1
+    assert deals.revise(late)
+    received: set[int] = set()
+    while pieces := deals.deal("walled", late):
+        for piece in pieces:
+            deals.has("walled", piece, late)
+        received |= set(pieces)
+    assert received == set(range(PIECES))
+
+
+def test_piece_from_a_neighbour_ends_neglect() -> None:
+    deals = dealer()
+    deals.join("seed", 0.0)
+    deals.has_many("seed", range(PIECES), 0.0)
+    deals.join("new", 0.0)
+    deals.has("new", 0, 5.0)
+    assert deals.deal("new", 6.0) == []
+
+
+def test_spare_copies_go_to_those_who_lag_and_are_bounded() -> None:
+    deals = dealer(DealingPolicy(spare_copies=0.1))
+    for peer in ("a", "b", "c"):
+        deals.join(peer, 0.0)
+        deals.has_many(peer, range(PIECES if peer != "c" else PIECES // 2), 0.0)
+    deals.revise(0.0)
+    given = []
+    while pieces := deals.deal("c", 0.0):
+        given += pieces
+        for piece in pieces:
+            deals.has("c", piece, 0.0)
+    assert len(given) == PIECES // 10
+
+
+def test_every_mode_has_a_policy_and_minimal_uplink_spares_nothing() -> None:
+    assert {mode: DealingPolicy.of(mode).spare_copies > 0 for mode in Mode} == {
+        Mode.DEFAULT: True,
+        Mode.FAST: True,
+        Mode.MINIMAL_UPLINK: False,
+    }
+
+
+@given(st.data())
+def test_whatever_peers_do_nobody_starves_and_counts_stay_true(data: st.DataObject) -> None:
+    pieces = 12
+    deals = dealer(pieces=pieces)
+    held: dict[int, set[int]] = {}
+    coming: dict[int, list[int]] = {}
+    now_s = 0.0
+    for _ in range(data.draw(st.integers(0, 60))):
+        act = data.draw(st.sampled_from(["join", "leave", "have", "deal", "revise"]))
+        peer = data.draw(st.integers(0, 4))
+        now_s += 0.3
+        if act == "join" and peer not in held:
+            deals.join(peer, now_s)
+            held[peer], coming[peer] = set(), []
+        elif act == "leave":
+            deals.leave(peer)
+            held.pop(peer, None)
+        elif act == "have" and peer in held:
+            piece = data.draw(st.integers(-1, pieces))
+            deals.has(peer, piece, now_s)
+            held[peer] |= {piece} & set(range(pieces))
+        elif act == "deal" and peer in held:
+            pieces_now = deals.deal(peer, now_s)
+            assert held[peer].isdisjoint(pieces_now)
+            coming[peer] += pieces_now
+        elif act == "revise":
+            deals.revise(now_s)
+    assert deals.is_needed == (set().union(*held.values()) != set(range(pieces)))
+    for peer in held:  # each alone can always complete
+        for _ in range(200):
+            if deals.is_complete(peer):
+                break
+            now_s += 5.0
+            deals.revise(now_s)
+            for piece in [*coming[peer], *deals.deal(peer, now_s)]:
+                deals.has(peer, piece, now_s)
+        assert deals.is_complete(peer)
+
+
+# The protocol
+
+
+class RawPeer:
+    """A peer of plain sockets."""
+
+    def __init__(
+        self, port: int, host: str, infohash: bytes, *, reserved: bytes = bytes(7) + b"\x04", name: str = "a"
+    ):
+        self.socket = socket.create_connection((host, port), timeout=5)
+        handshake = b"\x13BitTorrent protocol" + reserved + infohash + b"-XX0001-" + name.encode().rjust(12)
+        self.socket.sendall(handshake)
+        self.stream = self.socket.makefile("rb")
+
+    def close(self) -> None:
+        self.stream.close()
+        self.socket.close()
+
+    def answer(self) -> bytes:
+        return self.stream.read(68)
+
+    def send(self, kind: int, payload: bytes = b"") -> None:
+        self.socket.sendall(struct.pack(">IB", 1 + len(payload), kind) + payload)
+
+    def receive(self) -> tuple[int, bytes]:
+        head = self.stream.read(4)
+        if len(head) < 4:
+            return -1, b""
+        body = self.stream.read(int.from_bytes(head, "big"))
+        return body[0], body[1:]
+
+    def is_cut_off(self) -> bool:
+        with contextlib.suppress(ConnectionError):
+            while self.receive()[0] >= 0:
+                pass
+        return True
+
+
+class Table:
+    """A dealing seeder with one package."""
+
+    def __init__(self, directory: Path) -> None:
+        self.published = publish(directory, size_bytes=300_000)
+        archive = self.published.package.archive
+        self.v2, self.v1 = bytes.fromhex(archive.infohash_v2)[:20], bytes.fromhex(archive.infohash_v1)
+        self.host = address()
+        self.peers: list[RawPeer] = []
+        self.seeder = DealingSeeder([self.host], (0, 0), policy=PLAIN)
+        self.seeder.offer("key", self.published.path, [self.v2, self.v1], 300_000, 16384)
+
+    def peer(self, infohash: bytes | None = None, **options: object) -> RawPeer:
+        peer = RawPeer(self.seeder.port, self.host, infohash or self.v2, **options)  # type: ignore[arg-type]
+        self.peers.append(peer)
+        return peer
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[Table]:
+    made = Table(tmp_path)
+    yield made
+    for peer in made.peers:
+        peer.close()
+    made.seeder.close()
+    made.seeder.close()
+
+
+def test_peer_is_dealt_pieces_and_gets_exactly_those(table: Table) -> None:
+    peer = table.peer()
+    assert peer.answer()[28:48] == table.v2
+    assert peer.receive() == (HAVE_NONE, b"") and peer.receive() == (UNCHOKE, b"")
+    peer.send(HAVE_NONE)
+    dealt = [int.from_bytes(peer.receive()[1], "big") for _ in range(PLAIN.window)]
+    other = next(p for p in range(18) if p not in dealt)
+    peer.send(REQUEST, struct.pack(">III", other, 0, 16384))
+    assert peer.receive() == (REJECT, struct.pack(">III", other, 0, 16384))
+    peer.send(REQUEST, struct.pack(">III", dealt[0], 0, 16384))
+    kind, payload = peer.receive()
+    content = table.published.path.read_bytes()[dealt[0] * 16384 : (dealt[0] + 1) * 16384]
+    assert (kind, payload) == (PIECE, struct.pack(">II", dealt[0], 0) + content)
+
+
+def test_v1_handshake_that_can_upgrade_is_answered_with_v2(table: Table) -> None:
+    assert table.peer(table.v1, reserved=bytes(7) + b"\x14").answer()[28:48] == table.v2
+    assert table.peer(table.v1, name="b").answer()[28:48] == table.v1
+
+
+def test_peer_without_the_fast_extension_is_dealt_to_as_well(table: Table) -> None:
+    peer = table.peer(reserved=bytes(8))
+    peer.answer()
+    assert peer.receive() == (UNCHOKE, b"")
+    assert peer.receive()[0] == HAVE
+
+
+HOSTILE = {
+    "noise": lambda p: p.socket.sendall(b"\xff" * 1000),
+    "a message without end": lambda p: p.socket.sendall(struct.pack(">I", 1 << 30)),
+    "a bitfield of a wrong length": lambda p: p.send(BITFIELD, b"\xff" * 100),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_peer_is_cut_off_and_the_seeder_goes_on(table: Table, case: str) -> None:
+    peer = table.peer()
+    peer.answer()
+    HOSTILE[case](peer)
+    assert peer.is_cut_off()
+    assert table.peer(name="b").answer()[28:48] == table.v2
+
+
+@pytest.mark.parametrize("handshake", [b"GET / HTTP/1.1\r\n\r\n", b"\x13BitTorrent protocoX", b"\x00" * 68])
+def test_other_protocols_are_cut_off_at_once(table: Table, handshake: bytes) -> None:
+    with socket.create_connection((table.host, table.seeder.port), timeout=5) as stream:
+        stream.sendall(handshake)
+        with contextlib.suppress(ConnectionError):
+            assert stream.recv(100) == b""
+
+
+def test_unknown_torrent_and_second_connection_are_refused(table: Table) -> None:
+    assert table.peer(b"x" * 20).is_cut_off()
+    first = table.peer()
+    assert first.answer()
+    assert table.peer().is_cut_off()
+
+
+def test_withdrawn_archive_is_read_no_more(table: Table) -> None:
+    peer = table.peer()
+    peer.answer()
+    table.seeder.withdraw("key")
+    assert peer.is_cut_off()
+    assert table.peer(name="b").is_cut_off()
+
+
+def test_nonsense_claims_and_wishes_are_ignored(table: Table) -> None:
+    peer = table.peer()
+    peer.answer()
+    peer.send(HAVE, struct.pack(">I", 1 << 31))
+    peer.send(HAVE, b"x")
+    peer.send(REQUEST, struct.pack(">III", 1 << 31, 1 << 31, 1 << 31))
+    peer.send(200, b"unknown")
+    assert (REJECT, struct.pack(">III", 1 << 31, 1 << 31, 1 << 31)) in [peer.receive() for _ in range(6)]
+
+
+def test_seeder_learns_from_have_all_that_it_is_not_needed(table: Table) -> None:
+    seed, new = table.peer(), table.peer(name="b")
+    seed.answer()
+    seed.send(HAVE_ALL)
+    (package,) = set(table.seeder.packages.values())
+    wait_until(lambda: not package.dealer.is_needed)
+    new.answer()
+    new.send(HAVE_NONE)
+    assert [new.receive()[0] for _ in range(2)] == [HAVE_NONE, UNCHOKE]
+    new.socket.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        new.receive()
+
+
+def test_taken_port_and_foreign_address_are_clear_errors(table: Table) -> None:
+    with pytest.raises(NoFreePort, match="Address already in use"):
+        DealingSeeder([table.host], (table.seeder.port, table.seeder.port))
+    with pytest.raises(ConfigurationError, match="cannot listen on"):
+        DealingSeeder(["192.0.2.1"], (0, 0))
+
+
+# The swarm
+
+
+@pytest.mark.swarm
+def test_a_flash_crowd_takes_about_one_copy(tmp_path: Path) -> None:
+    with central(tmp_path, swarm={"upload_rate_bytes": 4_000_000}) as services:
+        published = services.publish(size_bytes=4_000_000)
+        with agents(tmp_path, 10, services.url, upload_rate_bytes=2_000_000) as nodes, ThreadPoolExecutor(10) as pool:
+            traffic = list(pool.map(lambda a: a.swarm.fetch(a.order(published)), nodes))
+            assert all(agent.has(published) for agent in nodes)
+        assert services.seeder is not None
+        copies = services.seeder.status()["upload_bytes"] / published.package.archive.size_bytes
+        assert 1.0 <= copies < 1.5
+        assert sum(t.neighbour_bytes for t in traffic) > 8 * published.package.archive.size_bytes
