@@ -169,3 +169,14 @@ def test_a_service_started_by_root_becomes_the_user_of_the_configuration(tmp_pat
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(user.uid), str(user.uid), str(user.gid)]
     assert socket.parent.stat().st_uid == user.uid
+
+
+def test_the_cache_can_be_looked_at_without_a_catalogue(tmp_path: Path) -> None:
+    configuration = tmp_path / "jobagent.toml"
+    configuration.write_text(
+        f'[site]\nscratch = "{tmp_path}"\n[node]\nsocket = "{tmp_path}/node.sock"\n'
+        f'[plugins]\nenable = ["sharedcache"]\n[sharedcache]\nroot = "{tmp_path / "cache"}"\n'
+    )
+    node = Node(configuration, tmp_path, "127.0.0.1")
+    assert said(node, "cache", "list") == "the cache is empty\n"
+    assert "no catalogue is configured" in said(node, "node", code=224)

@@ -38,11 +38,8 @@ Operation = Callable[[Request], Answer]
 class Operations:
     """The operations over one kit.  Called from many threads at once."""
 
-    def __init__(
-        self, kit: Kit, catalogue: CurrentCatalogue, holdings: Holdings, health: Health, stop: Callable[[], None]
-    ) -> None:
+    def __init__(self, kit: Kit, holdings: Holdings, health: Health, stop: Callable[[], None]) -> None:
         self._kit = kit
-        self._catalogue = catalogue
         self._holdings = holdings
         self._health = health
         self._stop = stop
@@ -167,7 +164,7 @@ class Operations:
         """All that the machine ad and `jobagent node --status` say."""
         kit, reason = self._kit, self._health.reason
         holdings = self._holdings.all()
-        freshness = self._catalogue.freshness
+        freshness = next((c.freshness for c in kit.catalogues if isinstance(c, CurrentCatalogue)), None)
         swarm: dict[str, float] = {}
         for seeder in kit.seeders:
             for name, value in seeder.status().items():

@@ -57,12 +57,12 @@ class NodeService:
         self._settings = settings
         self._path = socket_path
         self._stopping = threading.Event()
-        self._catalogue = CurrentCatalogue(kit.catalogue, settings.refresh_interval_s)
-        self._kit = replace(kit, catalogues=[self._catalogue, *kit.catalogues[1:]])
+        current = [CurrentCatalogue(c, settings.refresh_interval_s) for c in kit.catalogues[:1]]
+        self._kit = replace(kit, catalogues=[*current, *kit.catalogues[1:]])
         self._watcher = Watcher()
         health = Health(failures_before_pause=settings.failures_before_pause, pause_s=settings.pause_s)
         self._holdings = Holdings(self._watcher, functools.partial(give_back, self._kit))
-        self._operations = Operations(self._kit, self._catalogue, self._holdings, health, self.stop)
+        self._operations = Operations(self._kit, self._holdings, health, self.stop)
         self._janitor = Janitor(
             self._kit,
             interval_s=settings.sweep_interval_s,
@@ -70,7 +70,7 @@ class NodeService:
             idle_s=self._idle_s,
             stop=self.stop,
         )
-        self._refresher = Refresher(self._catalogue, settings.refresh_interval_s, self._janitor.wake)
+        self._refreshers = [Refresher(c, settings.refresh_interval_s, self._janitor.wake) for c in current]
         self._guard = threading.Lock()
         self._connections: Counter[int] = Counter()  # by uid
         self._waiting: set[Listener] = set()
@@ -86,11 +86,14 @@ class NodeService:
         """Listen, take over the leases of an earlier service, and only then begin to clean.
 
         Raises:
+            ConfigurationError: No catalogue is configured: nobody could be served.
             SiteError: The socket cannot be made, or another service listens on it.
         """
+        _ = self._kit.catalogue
         listener = self._closing.enter_context(listening(self._path, self._settings.socket_mode))
         self.take_over()
-        self._refresher.start()
+        for refresher in self._refreshers:
+            refresher.start()
         self._janitor.start()
         for target, argument in ((self._accept, listener), (self._keep_alive, None)):
             threading.Thread(target=target, args=(argument,), name=target.__name__, daemon=True).start()
@@ -115,7 +118,8 @@ class NodeService:
         self._stopping.set()
         self._closing.close()
         self._janitor.close()
-        self._refresher.close()
+        for refresher in self._refreshers:
+            refresher.close()
         self._watcher.close()
         self._kit.close()
 
