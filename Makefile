@@ -28,7 +28,7 @@ demo: $(READY)
 	@$(BIN)/python -m demo.main_job
 
 pool: $(READY)
-	@$(BIN)/python -m jobagent.testing.pool tree
+	@$(BIN)/python -m jobagent.testing.pool run
 
 pool-demo: $(READY) system-tools
 	@$(BIN)/python -m demo.pool

@@ -16,6 +16,7 @@ need g++ g++
 need strip binutils
 need ip iproute2
 need dpkg-deb dpkg
+[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     echo "installing$missing"
