@@ -309,7 +309,7 @@ class _Connection(asyncio.Protocol):
         """Reveal what the dealer has for this peer."""
         if self._package is None or not self._has_spoken:
             return
-        pieces = self._package.dealer.deal(self, self._seeder.clock())
+        pieces = [p for p in self._package.dealer.deal(self, self._seeder.clock()) if p not in self._revealed]
         self._revealed.update(pieces)
         if pieces:
             self._transport.write(b"".join(struct.pack(">IBI", 5, HAVE, piece) for piece in pieces))
@@ -363,7 +363,11 @@ class _Connection(asyncio.Protocol):
         if can_upgrade:  # who learns of us by its v1 and v2 announces at once may expect either, but takes this
             infohash = package.infohash_v2
         answer = PROTOCOL + bytes([0, 0, 0, 0, 0, 0, 0, FAST]) + infohash + self._seeder.peer_id
-        if self._has_fast:
+        if package.pieces == 1:
+            # There is nothing to deal; and libtorrent leaves whoever becomes a seed by the first piece it tells of.
+            self._revealed.add(0)
+            answer += struct.pack(">IB", 1, HAVE_ALL) if self._has_fast else struct.pack(">IBB", 2, BITFIELD, 0x80)
+        elif self._has_fast:
             answer += struct.pack(">IB", 1, HAVE_NONE)
         self._transport.write(answer + struct.pack(">IB", 1, UNCHOKE))
         return True
