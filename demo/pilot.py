@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import shutil
 import signal
@@ -24,13 +25,19 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.main_job import JOB, PASSPHRASE, ROOT, publish
+from jobagent.central import bundletree
 from jobagent.testing import joblog
 from jobagent.testing.barenode import SUITES, is_possible
 from jobagent.testing.element import Site
 from jobagent.testing.grid import Grid, User
 
-JOB_LIMIT_S = 180.0
+JOB_LIMIT_S = 400.0
 LEAVE_LIMIT_S = 120.0
+_X11 = ("libSM.so.6", "libXext.so.6", "libXrender.so.1", "libexpat.so.1", "libz.so.1")
+_LIBRARY_DIRECTORIES = [Path(d) / f"{platform.machine()}-linux-gnu" for d in ("/lib", "/usr/lib")] + [
+    Path("/usr/lib64")
+]
+_OF_EVERY_LINUX = ("ld-linux", "libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "linux-vdso")
 _LINE = re.compile(r"\S+ (?:pilot|glidein) \S+ \+(?P<at>[0-9.]+) \S+ (?P<what>.*)")
 _STEPS = (  # what the pilot's log says, and what it means
     ("begin ", "script starts"),
@@ -73,10 +80,27 @@ def main() -> int:
         console.print(
             f"bundle: {grid.bundle_bytes / 1e6:.1f} MB; pool at {grid.pool.address}, catalogue {grid.world.url}"
         )
+        publish_libraries(grid)
         with Site(grid, nodes=1, suite=options.suite) as site:
             return run(grid, site, options, console)
     finally:
         grid.__exit__(None, None, None)
+
+
+def publish_libraries(grid: Grid) -> None:
+    """Publish the X11 libraries that ROOT's wheel takes for granted, and that a bare node does not have."""
+    found: dict[str, Path] = {}
+    for name in _X11:
+        directory = next((d for d in _LIBRARY_DIRECTORIES if (d / name).exists()), None)
+        if directory is None:
+            sys.exit(f"make pilot-demo: {name} is not on this machine; on Debian: apt-get install libsm6 libxrender1")
+        found |= {name: directory / name} | bundletree.libraries_of(directory / name)
+    tree = grid.directory / "x11"
+    (tree / "lib").mkdir(parents=True)
+    for name, path in sorted(found.items()):
+        if not name.startswith(_OF_EVERY_LINUX):
+            shutil.copy(path.resolve(), tree / "lib" / name)
+    grid.publish("X11-libraries", "1", tree)
 
 
 def run(grid: Grid, site: Site, options: argparse.Namespace, console: Console) -> int:
@@ -84,6 +108,10 @@ def run(grid: Grid, site: Site, options: argparse.Namespace, console: Console) -
     user = grid.user()
     job = user.home / "job"
     shutil.copytree(JOB.parent, job)
+    description = job / JOB.name
+    description.write_text(
+        description.read_text().replace("Packages = {", 'Packages = { "VO_ALICE@X11-libraries",', 1)
+    )
     for path in (job, *job.iterdir()):
         shutil.chown(path, grid.pool.user.uid, grid.pool.user.gid)
     console.rule(f"a job in the VO's queue, {site.element.resource}, one bare {options.suite} behind it")
@@ -110,6 +138,9 @@ def run(grid: Grid, site: Site, options: argparse.Namespace, console: Console) -
     console.print(f"outputs brought back: {', '.join(outputs) or 'none'}")
     ad = (grid.pool.queue(cluster) or grid.pool.history(cluster))[0]
     console.print(f"the job's exit code: {ad.get('ExitCode')}")
+    if ad.get("ExitCode") != 0:
+        for path in sorted(job.glob("*err*")):
+            console.print(path.read_text(errors="replace")[-3000:])
     return 0 if ad.get("ExitCode") == 0 and len(outputs) == 2 and not left else 1
 
 
