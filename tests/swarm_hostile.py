@@ -18,8 +18,9 @@ UNCHOKE, BITFIELD, REQUEST, PIECE = 1, 5, 6, 7
 class CorruptPeer:
     """Speaks the peer protocol (BEP 3) perfectly, claims to have everything, and sends noise."""
 
-    def __init__(self, address: str, pieces: int) -> None:
+    def __init__(self, address: str, pieces: int, infohash_v2: str) -> None:
         self._pieces = pieces
+        self._infohash_v2 = bytes.fromhex(infohash_v2)[:20]
         self.blocks_sent = 0
         self._socket = socket.create_server((address, 0))
         self.address: tuple[str, int] = self._socket.getsockname()
@@ -38,7 +39,9 @@ class CorruptPeer:
     def _talk(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, EOFError):
             handshake = _read(connection, 68)
-            connection.sendall(handshake[:20] + bytes(8) + handshake[28:48] + b"-XX0001-corrupt-peer")
+            # libtorrent learns of us by its v1 and v2 announces and may expect either; the v2 one it always takes.
+            infohash = self._infohash_v2 if handshake[27] & 0x10 else handshake[28:48]
+            connection.sendall(handshake[:20] + bytes(8) + infohash + b"-XX0001-corrupt-peer")
             bits = bytearray(-(-self._pieces // 8))
             for piece in range(self._pieces):
                 bits[piece // 8] |= 0x80 >> piece % 8
