@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -20,51 +18,20 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
 from bench import network
+from bench.swarm_field import Field
+from bench.swarm_servers import SERVERS, Server, aria2c, describe, end, serving
 from jobagent.central import torrents
-from jobagent.central.keys import KeyStore
 from jobagent.central.plot import Sample
-from jobagent.central.repository import Repository
-from jobagent.model import Archive, Package, PackageId, Tree
 
-PEERS = ("agent", "aria2c", "nginx", "libtorrent-default")
 BUSY_PERCENT = 80.0
 SESSIONS_PER_PROCESS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One experiment.  Rates are bytes per second; `slots` clients share a host."""
-
-    clients: int = 20
-    package_bytes: int = 12_000_000
-    client_rate: int = 1_000_000
-    server_rate: int = 2_500_000
-    is_shaped: bool = False
-    peer: str = "agent"
-    mode: str = "default"
-    arrivals_s: float = 0.0
-    slots: int = 1
-    sites: int = 0
-    timeout_s: float = 240.0
-    swarm: dict[str, Any] = field(default_factory=dict)
-    central: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def bound_s(self) -> float:
-        """No distribution can be faster."""
-        size, hosts = self.package_bytes, self.clients / self.slots
-        whole = self.clients * size / (self.server_rate + hosts * self.client_rate)
-        per_host = self.slots * size / self.client_rate if self.is_shaped else 0.0
-        if self.slots > 1:
-            whole, per_host = hosts * size / (self.server_rate + hosts * self.client_rate), size / self.client_rate
-        return max(size / self.server_rate, whole, per_host if self.is_shaped else 0.0)
+KINDS = {"aria2c": "command", "nginx": "command"}
 
 
 def main() -> int:
@@ -74,7 +41,7 @@ def main() -> int:
     parser.add_argument(
         "--hosts", action="store_true", help="shaped network namespaces instead of loopback; needs root"
     )
-    parser.add_argument("--peer", choices=PEERS, default="agent", help="who serves and fetches")
+    parser.add_argument("--peer", choices=tuple(SERVERS), default="agent", help="who serves and fetches")
     parser.add_argument("--mode", default="default", help="distribution mode of the seeder")
     parser.add_argument("--size", type=float, default=12.0, metavar="MB", help="package")
     parser.add_argument("--client-rate", type=float, default=1.0, metavar="MB/S")
@@ -112,7 +79,7 @@ def main() -> int:
 
 def full(one: Field) -> list[Field]:
     """The thorough programme: each peer in turn, five times, on the same field."""
-    return [replace(one, peer=peer) for _ in range(5) for peer in PEERS]
+    return [replace(one, peer=peer) for _ in range(5) for peer in SERVERS]
 
 
 def measure(experiment: Field) -> dict[str, Any]:
@@ -120,7 +87,7 @@ def measure(experiment: Field) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="jobagent-bench-") as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         machines = stack.enter_context(_machines(experiment))
-        server = stack.enter_context(_server(experiment, directory, machines[0]))
+        server = stack.enter_context(serving(experiment, directory, machines[0]))
         clients = _clients(experiment, directory, server, machines[1:])
         for client in clients:
             stack.enter_context(client)
@@ -197,107 +164,6 @@ def _machines(experiment: Field) -> Iterator[list[network.Host | None]]:
         yield list(made)
 
 
-class Server:
-    """What serves: `jobagent serve`, or a stock program; counts what it sent."""
-
-    def __init__(self, machine: network.Host | None, address: str) -> None:
-        self.machine = machine
-        self.address = address
-        self.tracker = ""
-        self.torrent = Path()
-        self.archive: dict[str, Any] = {}
-        self.url = ""
-        self.processes: list[subprocess.Popen[Any]] = []
-
-    def start(self, words: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start a process on the server's machine."""
-        argv = self.machine.argv(*words) if self.machine else list(words)
-        process = subprocess.Popen(argv, **options)
-        self.processes.append(process)
-        return process
-
-    def cpu_s(self) -> float:
-        """CPU seconds of the server's processes."""
-        total = 0
-        for process in self.processes:
-            with contextlib.suppress(OSError):
-                fields = Path("/proc", str(process.pid), "stat").read_text().rpartition(")")[2].split()
-                total += int(fields[11]) + int(fields[12])
-        return total / os.sysconf("SC_CLK_TCK")
-
-    def sent_bytes(self) -> int:
-        """Wire bytes of a shaped host, else payload bytes as the server counts them."""
-        if self.machine:
-            return self.machine.sent_bytes()
-        with urllib.request.urlopen(f"{self.url}/status.json", timeout=10) as answer:
-            numbers = json.load(answer)["server"]
-        return int(numbers["seeder"].get("upload_bytes", 0)) + int(numbers["http_bytes"])
-
-    def call(self, path: str) -> bytes:
-        """Ask our services, from their own machine."""
-        words = ["curl", "--silent", "--fail", f"{self.url}{path}"]
-        argv = self.machine.argv(*words) if self.machine else words
-        return subprocess.run(argv, check=True, capture_output=True, timeout=20).stdout
-
-
-@contextlib.contextmanager
-def _server(experiment: Field, directory: Path, machine: network.Host | None) -> Iterator[Server]:
-    server = Server(machine, machine.address if machine else "127.0.0.1")
-    try:
-        _serve(experiment, directory, server)
-        yield server
-    finally:
-        for process in server.processes:
-            process.terminate()
-            _end(process)
-
-
-def _serve(experiment: Field, directory: Path, server: Server) -> None:
-    """Publish one package of random bytes and start `jobagent serve`."""
-    catalogue, keys, port_file = directory / "catalogue", directory / "keys", directory / "port"
-    archive = _publish(experiment, catalogue, keys)
-    server.archive = asdict(archive)
-    server.torrent = catalogue / "torrents" / f"{archive.infohash_v2}.torrent"
-    swarm = {"upload_rate_bytes": 0 if experiment.is_shaped else experiment.server_rate, **experiment.central}
-    configuration = directory / "central.toml"
-    configuration.write_text(_toml({"swarm": swarm, "central": {"mode": experiment.mode}}))
-    words = [sys.executable, "-m", "jobagent", "--config", str(configuration), "serve", str(catalogue)]
-    words += ["--host", server.address, "--port", "0", "--port-file", str(port_file)]
-    with (directory / "serve.log").open("wb") as log:
-        process = server.start(words, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
-    while not port_file.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError((directory / "serve.log").read_text()[-2000:])
-        time.sleep(0.05)
-    server.url = f"http://{server.address}:{port_file.read_text().strip()}"
-    server.tracker = f"{server.url}/announce"
-
-
-def _publish(experiment: Field, catalogue: Path, keys: Path) -> Archive:
-    """Make a signed catalogue with one archive of random bytes."""
-    os.environ.setdefault("JOBAGENT_PASSPHRASE", "bench")  # of keys that live as long as the run
-    store = KeyStore(keys)
-    keys.mkdir()
-    repository, _ = Repository.create(catalogue, store)
-    vo = store.new("vo-bench")
-    repository.add_vo("bench", [vo.key])
-    source = catalogue / "new"
-    source.write_bytes(random.Random(experiment.package_bytes).randbytes(experiment.package_bytes))
-    made = torrents.create(source, "bench.tar.zst")
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    archive = Archive(
-        "bench.tar.zst", "tar.zst", digest, experiment.package_bytes, made.infohash_v1, made.infohash_v2
-    )
-    for path in (catalogue / "archives" / digest, catalogue / "torrents"):
-        path.mkdir(parents=True, exist_ok=True)
-    source.rename(catalogue / "archives" / digest / archive.file_name)
-    (catalogue / "torrents" / f"{archive.infohash_v2}.torrent").write_bytes(made.data)
-    package = Package(PackageId("bench", "Bench", "1"), "any", archive, Tree(archive.blob, 1, 1), 1)
-    repository.register([package])
-    return archive
-
-
 class Client:
     """A process with one or more clients; a context manager that ends it."""
 
@@ -323,7 +189,7 @@ class Client:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        _end(self._process, patience_s=10)
+        end(self._process, patience_s=10)
         self._reader.join(5)
 
     def wait_ready(self) -> None:
@@ -363,38 +229,47 @@ def _clients(
     for first in range(0, experiment.clients, per_process):
         machine = machines[first // per_process] if experiment.is_shaped else None
         count = min(per_process, experiment.clients - first)
-        specs = [
-            {
-                "id": number,
-                "address": machine.address if machine else f"127.1.{number // 250}.{number % 250 + 1}",
-                "directory": str(directory / "clients" / str(number)),
-                "upload_rate_bytes": 0 if machine else experiment.client_rate,
-                "delay_s": chance.uniform(0, experiment.arrivals_s),
-            }
-            for number in range(first, first + count)
-        ]
+        numbers = range(first, first + count)
         plan = {
-            "kind": "libtorrent-default" if experiment.peer == "libtorrent-default" else "agent",
-            "package": {"archive": server.archive},
+            "kind": KINDS.get(experiment.peer, experiment.peer),
+            "package": {"archive": describe(server.archive)},
             "torrent": str(server.torrent),
             "tracker": server.tracker,
             "swarm": experiment.swarm,
             "timeout_s": experiment.timeout_s,
-            "clients": specs,
+            "clients": [_spec(experiment, directory, server, machine, number, chance) for number in numbers],
         }
         words = [sys.executable, "-m", "bench.swarm_client"]
         made.append(Client(machine.argv(*words) if machine else words, plan, count))
     return made
 
 
-def _end(process: subprocess.Popen[Any], patience_s: float = 5.0) -> None:
-    """End a process: wait, ask, then kill."""
-    for act, wait_s in ((None, patience_s), (process.terminate, 3.0), (process.kill, 5.0)):
-        if act is not None:
-            act()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait_s)
-            return
+def _spec(
+    experiment: Field,
+    directory: Path,
+    server: Server,
+    machine: network.Host | None,
+    number: int,
+    chance: random.Random,
+) -> dict[str, Any]:
+    """One client: where it is, and for stock programs its command."""
+    address = machine.address if machine else f"127.1.{number // 250}.{number % 250 + 1}"
+    home = directory / "clients" / str(number)
+    rate = 0 if machine else experiment.client_rate
+    spec = {
+        "id": number,
+        "address": address,
+        "directory": str(home),
+        "upload_rate_bytes": rate,
+        "delay_s": chance.uniform(0, experiment.arrivals_s),
+    }
+    if experiment.peer == "nginx":
+        spec["argv"] = ["curl", "--silent", "--fail", "--output", str(home / "file"), server.url]
+    elif experiment.peer == "aria2c":
+        options = [f"--dir={home}", "--seed-ratio=0.0", f"--max-overall-upload-limit={rate}"]
+        spec["argv"] = [*aria2c(address), *options, str(server.torrent)]
+        spec["control_file"] = str(home / f"{server.archive.file_name}.aria2")
+    return spec
 
 
 def _machine_cpu() -> tuple[int, int]:
@@ -417,13 +292,6 @@ def _pairs(items: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             result[key] = value
     return result
-
-
-def _toml(sections: dict[str, dict[str, Any]]) -> str:
-    return "".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
-        for name, table in sections.items()
-    )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 Reads one JSON object from standard input, says "ready", waits for a line "go", fetches, and prints one JSON line per
 client as it completes; they give to others until standard input ends.  `kind` is `agent`, the project's transport as
-jobs use it, or `libtorrent-default`.
+jobs use it, or `libtorrent-default`, or
+`command`, a stock program.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -28,9 +30,15 @@ _print = threading.Lock()
 
 
 def main() -> int:
-    """Run the clients that standard input describes."""
+    """Run the clients that standard input describes, or one seeder that the argument does."""
+    if len(sys.argv) > 1:
+        return seed(json.loads(sys.argv[1]))
     plan = json.loads(sys.stdin.readline())
-    kinds: dict[str, Any] = {"agent": AgentClient, "libtorrent-default": DefaultClient}
+    kinds: dict[str, Any] = {
+        "agent": AgentClient,
+        "libtorrent-default": DefaultClient,
+        "command": CommandClient,
+    }
     clients = [kinds[plan["kind"]](plan, spec) for spec in plan["clients"]]
     say({"ready": len(clients)})
     sys.stdin.readline()
@@ -132,6 +140,61 @@ class DefaultClient:
     def sent_bytes(self) -> float:
         """Payload bytes given to others."""
         return float(self._handle.status(0).total_payload_upload) if self._handle else 0.0
+
+
+class CommandClient:
+    """A stock program: complete when it ends, or when its control file is gone and it goes on giving."""
+
+    def __init__(self, plan: dict[str, Any], spec: dict[str, Any]) -> None:
+        self.id, self.delay_s = spec["id"], spec["delay_s"]
+        self._spec = spec
+        Path(spec["directory"]).mkdir(parents=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._had_control = False
+
+    def fetch(self, deadline: float) -> dict[str, Any]:
+        """Start the program and wait until it has the file."""
+        self._process = process = subprocess.Popen(self._spec["argv"], stdout=subprocess.DEVNULL)
+        while not self._is_complete(process):
+            if time.monotonic() > deadline:
+                raise OSError("not complete in time")
+            time.sleep(0.05)
+        return {}
+
+    def _is_complete(self, process: subprocess.Popen[bytes]) -> bool:
+        if (code := process.poll()) is not None:
+            if code:
+                raise OSError(f"{self._spec['argv'][0]} ended with {code}")
+            return True
+        if "control_file" not in self._spec:
+            return False
+        has_control = Path(self._spec["control_file"]).exists()
+        self._had_control = self._had_control or has_control
+        return self._had_control and not has_control
+
+    def close(self) -> None:
+        """End the program."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def sent_bytes(self) -> float:
+        """Unknown."""
+        return 0.0
+
+
+def seed(plan: dict[str, Any]) -> int:
+    """Seed with a default session until terminated; write down what was sent."""
+    session = default_session(plan["address"], plan["upload_rate_bytes"])
+    parameters = lt.load_torrent_buffer(Path(plan["torrent"]).read_bytes())
+    parameters.trackers = [plan["tracker"]]
+    parameters.save_path = str(Path(plan["file"]).parent)
+    handle = session.add_torrent(parameters)
+    while not handle.status(0).is_seeding:
+        time.sleep(0.05)
+    while True:
+        Path(plan["count_file"]).write_text(str(handle.status(0).total_payload_upload))
+        time.sleep(0.1)
 
 
 def default_session(address: str, upload_rate_bytes: int) -> lt.session:
