@@ -49,7 +49,9 @@ def test_a_job_gets_its_packages_and_the_pool_leaves_nothing_behind(
         ads = pool.history(cluster)
         assert [ad["JobAgentPackages"] for ad in ads] == [[packages.base, packages.tool]] * 2
         origins = ("JobAgentSeederBytes", "JobAgentNeighbourBytes", "JobAgentWebBytes")
-        assert sum(any(ad[name] for name in origins) for ad in ads) == 1, "both jobs downloaded, or none"
+        # Either job may have been first at either package; what one job brought is the other's cache hit.
+        assert 1 <= sum(any(ad[name] for name in origins) for ad in ads) <= 2, "nobody downloaded"
+        assert sum(ad["JobAgentCacheHits"] for ad in ads) == 2, "a package came twice"
         directory = pool.directory
     assert not directory.exists()
     assert not _processes_naming(str(directory))
