@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "landing", "swarm", "simulate")
+NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "swarm")
 LIMIT_S = 1800
 
 
