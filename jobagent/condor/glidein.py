@@ -203,7 +203,7 @@ class Glidein:
 
     def _ping(self, tree: Path, environment: Mapping[str, str]) -> None:
         """Ask the pool whether it takes us, which a master would only write into its log, again and again."""
-        argv = [str(tree / "bin" / "condor_ping"), "-type", "collector", "ADVERTISE_STARTD"]
+        argv = [str(tree / "bin" / "condor_ping"), "-verbose", "-type", "collector", "ADVERTISE_STARTD"]
         try:
             done = subprocess.run(
                 argv, env=environment, capture_output=True, text=True, timeout=PING_TIMEOUT_S, check=False

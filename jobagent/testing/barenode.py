@@ -7,15 +7,13 @@ mmdebstrap and iproute2.  What a command leaves on the node's disk stays visible
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -216,23 +214,6 @@ class BareNode:
                 f"still running after {timeout_s:g} s: {argv}\n{out[-4000:]}\n{err[-8000:]}"
             ) from None
         return subprocess.CompletedProcess(started.args, started.returncode, out, err)
-
-
-def signal_first(started: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> None:
-    """Signal the program that `BareNode.start` started, as a batch system would: it alone."""
-    pid = started.pid
-    with contextlib.suppress(IndexError):
-        for _ in range(4):  # ip → unshare → shell → chroot, which becomes the program; each has one child
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-            children = list(_children(pid))
-            if name not in {"ip", "unshare", "sh"} or not children:
-                break
-            pid = children[0]
-    os.kill(pid, number)
-
-
-def _children(pid: int) -> Iterator[int]:
-    yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 def _run(argv: Sequence[str], *, timeout_s: float = TOOL_TIMEOUT_S) -> str:
