@@ -19,7 +19,6 @@ from jobagent.testing import joblog
 from jobagent.testing.barenode import BareNode, is_possible
 from jobagent.testing.grid import Grid
 
-pytestmark = [
     pytest.mark.condor,
     pytest.mark.netns,
     pytest.mark.slow,
@@ -31,6 +30,9 @@ SHORT_JOB = (
     'MY.Packages = { "VO_ALICE@Tool::1" }\n'
 )
 LONG_JOB = "executable = /bin/sleep\narguments = 120\ntransfer_executable = false\n"
+
+pytestmark = pytest.mark.soak  # lands on bare nodes: minutes
+
 
 
 @pytest.fixture(scope="module")
