@@ -19,9 +19,11 @@ from jobagent.testing import joblog
 from jobagent.testing.barenode import BareNode, is_possible
 from jobagent.testing.grid import Grid
 
+pytestmark = [
     pytest.mark.condor,
     pytest.mark.netns,
     pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.skipif(bool(is_possible()) and not os.environ.get("CI"), reason=is_possible() or "possible"),
 ]
 IDLE_S = 8
@@ -30,9 +32,6 @@ SHORT_JOB = (
     'MY.Packages = { "VO_ALICE@Tool::1" }\n'
 )
 LONG_JOB = "executable = /bin/sleep\narguments = 120\ntransfer_executable = false\n"
-
-pytestmark = pytest.mark.soak  # lands on bare nodes: minutes
-
 
 
 @pytest.fixture(scope="module")
