@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import socketserver
 import sys
 import threading
 import urllib.error
@@ -39,6 +40,11 @@ class Share(ThreadingHTTPServer):
         self.file = file
         self.downloads = threading.BoundedSemaphore(MAX_DOWNLOADS)
         super().__init__((address, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without asking the name service who we are, which worker nodes wait for in vain."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
 
 class _Handler(BaseHTTPRequestHandler):
