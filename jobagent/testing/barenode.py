@@ -88,6 +88,11 @@ class Lan:
         """Where this machine is reached by the nodes."""
         return f"{self.prefix}.1"
 
+    @property
+    def network(self) -> str:
+        """The network of all nodes."""
+        return f"{self.prefix}.0/24"
+
     def __enter__(self) -> Lan:
         _run(["ip", "link", "add", self.name, "type", "bridge"])
         self.prefix = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
@@ -113,8 +118,9 @@ class Lan:
 class BareNode:
     """A worker node.  A context manager; the files that were written on it go with it."""
 
-    def __init__(self, lan: Lan, suite: str = "bookworm") -> None:
+    def __init__(self, lan: Lan, suite: str = "bookworm", *, link_mbit: int = 0) -> None:
         self.lan = lan
+        self.link_mbit = link_mbit  # rate of its network link, each way; 0: what the machine can do
         self.suite = suite
         self.address = lan.next_address()
         self.namespace = f"{lan.name}n{self.address.rpartition('.')[2]}"
@@ -139,17 +145,30 @@ class BareNode:
             ["route", "add", "default", "via", self.lan.address],
         ):
             _run(["ip", "-netns", self.namespace, *words])
+        if self.link_mbit:
+            shape = ["root", "tbf", "rate", f"{self.link_mbit}mbit", "burst", "256kb", "latency", "50ms"]
+            _run(["tc", "qdisc", "add", "dev", outside, *shape])
+            _run(["tc", "-netns", self.namespace, "qdisc", "add", "dev", inside, *shape])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+        _run(["ip", "netns", "delete", self.namespace])
+        shutil.rmtree(self.disk, ignore_errors=True)
+
+    def received_bytes(self) -> int:
+        """Bytes that came over the node's link, all layers included."""
+        return int(Path(f"/sys/class/net/{self.namespace}h/statistics/tx_bytes").read_text())
+
+    def stop(self) -> None:
+        """End everything that runs on the node; its disk stays."""
         for running in self._running:
             if running.poll() is None:
                 running.kill()  # unshare --kill-child takes the whole PID namespace with it
                 running.communicate(timeout=TOOL_TIMEOUT_S)
-        _run(["ip", "netns", "delete", self.namespace])
-        shutil.rmtree(self.disk, ignore_errors=True)
+        self._running.clear()
 
     def put(self, path: str, content: str | bytes, *, mode: int = 0o644) -> None:
         """Write a file onto the node's disk, owned by its user.  Not while something runs there."""

@@ -141,7 +141,9 @@ class Grid:
                 )
             )
             self.world = World(self._store or directory / "world", vos=(VO,), passphrase=self._passphrase)
-            self.world.start_services("--host", self.lan.address)
+            central = directory / "central.toml"
+            central.write_text(f'[central]\nsites = ["site-a={self.lan.network}"]\n')  # all nodes are of one site
+            self.world.start_services("--host", self.lan.address, settings=central)
             stack.callback(self.world.stop_services)
             self.world.url = self.world.url.replace("127.0.0.1", self.lan.address)
             self._publish()

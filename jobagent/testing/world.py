@@ -123,14 +123,14 @@ class World:
         finally:
             self.stop_services()
 
-    def start_services(self, *options: str, port: int = 0) -> str:
-        """Start `jobagent serve` and return its URL once it answers."""
+    def start_services(self, *options: str, port: int = 0, settings: Path | None = None) -> str:
+        """Start `jobagent serve`, with a configuration file if given, and return its URL once it answers."""
         port_file = self.directory / "port"
         port_file.unlink(missing_ok=True)
         words = ("--host", "127.0.0.1", "--port", str(port), "--port-file", port_file, "--keys", self.keys)
         with (self.directory / "serve.log").open("ab") as log:
             self._server = subprocess.Popen(
-                command("serve", self.catalogue, *words, *options),
+                command(*(("--config", settings) if settings else ()), "serve", self.catalogue, *words, *options),
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"JOBAGENT_PASSPHRASE": self.passphrase},
