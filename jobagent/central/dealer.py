@@ -30,9 +30,9 @@ class DealingPolicy:
     """How generous a dealer is.
 
     At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
-    `overdue_s` after a piece was dealt and is held by nobody it is dealt again; a peer that for `neglected_s` got
+    What does not arrive within `overdue_s` is dealt again if nobody holds it; a peer that for `neglected_s` got
     nothing from its neighbours is served like an only client.  `spare_copies` of the package may be dealt beyond the
-    first, rarest pieces first, to peers that have less than `lagging` of what the middle one has.
+    first, rarest pieces first, in the second half of the way to peers that are `lagging` of it behind the middle one.
     """
 
     window: int = 3
@@ -40,14 +40,14 @@ class DealingPolicy:
     overdue_s: float = 4.0
     neglected_s: float = 3.0
     spare_copies: float = 0.15
-    lagging: float = 0.9
+    lagging: float = 0.03
 
     @classmethod
     def of(cls, mode: Mode) -> DealingPolicy:
         """The policy of a mode."""
         return {
             Mode.DEFAULT: cls(),
-            Mode.FAST: cls(spare_copies=1e6, lagging=10.0, neglected_s=1.0),
+            Mode.FAST: cls(spare_copies=1e6, lagging=-1.0, neglected_s=1.0),
             Mode.MINIMAL_UPLINK: cls(spare_copies=0.0, neglected_s=15.0, overdue_s=15.0),
         }[mode]
 
@@ -145,14 +145,15 @@ class Dealer:
 
     def revise(self, now_s: float) -> bool:
         """Take back what is overdue; return whether others may be dealt something.  Call about twice a second."""
-        overdue = {
-            piece
-            for peer in self._peers.values()
-            for piece, dealt_s in peer.dealt.items()
-            if now_s - dealt_s > self._policy.overdue_s and not self._holders[piece]
-        }
         known = set(self._fresh)
-        self._fresh += [p for p in overdue if p not in known]
+        for peer in self._peers.values():
+            overdue = [p for p, dealt_s in peer.dealt.items() if now_s - dealt_s > self._policy.overdue_s]
+            for piece in overdue:
+                del peer.dealt[piece]
+                self._in_flight[piece] -= 1
+                if not self._holders[piece] and piece not in known:
+                    self._fresh.append(piece)
+                    known.add(piece)
         counts = sorted(peer.count for peer in self._peers.values())
         self._middle = counts[len(counts) // 2] if counts else 0
         return bool(self._fresh) or any(
@@ -175,7 +176,9 @@ class Dealer:
         return None
 
     def _is_lagging(self, state: _Peer) -> bool:
-        return self._spare > 0 and state.count < min(self._pieces, self._policy.lagging * self._middle)
+        behind = self._middle - state.count
+        is_late = 2 * self._middle > self._pieces or self._policy.lagging < 0
+        return self._spare > 0 and is_late and self._policy.lagging * self._pieces < behind
 
     def _is_neglected(self, state: _Peer, now_s: float) -> bool:
         return state.count < self._pieces and now_s - state.served_s > self._policy.neglected_s

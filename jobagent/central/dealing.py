@@ -43,7 +43,8 @@ WITNESSES = 30  # complete peers that stay connected: so it is known that the sw
 SEND_BUFFER_BYTES = 128 * 1024
 BLOCKS_PER_TURN = 32  # before the loop looks at its other sockets
 
-UNCHOKE, HAVE, BITFIELD, REQUEST, PIECE, CANCEL, HAVE_ALL, HAVE_NONE, REJECT = 1, 4, 5, 6, 7, 8, 14, 15, 16
+UNCHOKE, NOT_INTERESTED = 1, 3
+HAVE, BITFIELD, REQUEST, PIECE, CANCEL, HAVE_ALL, HAVE_NONE, REJECT = 4, 5, 6, 7, 8, 14, 15, 16
 HASH_REQUEST, HASH_REJECT = 21, 23  # BEP 52; all layers that a peer needs are in its torrent
 
 
@@ -251,6 +252,7 @@ class _Connection(asyncio.Protocol):
         self._is_paused = False
         self._heard_s = seeder.clock()
         self._revealed: set[int] = set()
+        self._sent: dict[int, int] = {}  # bytes of pieces that are on their way
         self.wishes: deque[tuple[int, int, int]] = deque()
         self.is_waiting = False
 
@@ -332,10 +334,21 @@ class _Connection(asyncio.Protocol):
         self._transport.write(struct.pack(">IBII", 9 + length, PIECE, piece, begin))
         self._transport.write(block)
         package.sent_bytes += length
+        self._count(package, piece, length)
         if not self.wishes and not self._is_paused:
             package.dealer.drained(self)
             self.deal()
         return length
+
+    def _count(self, package: _Package, piece: int, length: int) -> None:
+        """A piece that is sent is held: peers that spare messages do not tell us what they know that we have."""
+        sent = self._sent.get(piece, 0) + length
+        if sent < package.length_of(piece):
+            self._sent[piece] = sent
+            return
+        self._sent.pop(piece, None)
+        package.dealer.has(self, piece, self._seeder.clock())
+        self.deal()
 
     def _check_handshake(self) -> None:
         if self._package is None:
@@ -405,6 +418,8 @@ class _Connection(asyncio.Protocol):
         elif kind == HAVE_ALL:
             package.dealer.has_many(self, range(package.pieces), now_s)
             self._has_spoken = True
+        elif kind == NOT_INTERESTED:  # it has all that we claim to have, from whomever
+            package.dealer.has_many(self, self._revealed, now_s)
         elif kind == HAVE_NONE:
             self._has_spoken = True
         elif kind == HASH_REQUEST:

@@ -96,6 +96,7 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
         "unchoke_slots_limit": site.unchoke_slots,
         "unchoke_interval": 2,
         "optimistic_unchoke_interval": 4,
+        "send_redundant_have": False,  # half of the small packets of a crowd
         "aio_threads": 1,
         "hashing_threads": 1,
         "smooth_connects": False,

@@ -27,7 +27,7 @@ class SwarmSettings:
     upload_rate_bytes: int = setting(0, "Upload limit of this node in bytes/s, also for local peers; 0: none.")
     connections: int = setting(200, "Peer connections of this node.")
     connections_per_package: int = setting(40, "Peer connections for one package.")
-    unchoke_slots: int = setting(16, "Peers that are uploaded to at the same time, per node.")
+    unchoke_slots: int = setting(24, "Peers that are uploaded to at the same time, per node.")
     trackers: tuple[str, ...] = setting((), "Announce URLs; empty: `announce` below each catalogue URL.")
     token_file: Path = setting(Path(), "File with the announce token of the VO; empty: none.")
     encryption: Encryption = setting(
