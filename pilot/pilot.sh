@@ -517,9 +517,9 @@ sha256_of() { # FILE
 
 download() { # URL FILE SECONDS: into FILE, never more than the runtime's size; headers into FILE.headers
     case $FETCHER in
-        wget) set -- "$1" "$2" "$3" wget -q -S -t 2 -T 30 --connect-timeout=10 -O "$2" "$1" ;;
+        wget) set -- "$1" "$2" "$3" wget -q -S -t 1 -T 30 --connect-timeout=5 -O "$2" "$1" ;;
         busybox-wget) set -- "$1" "$2" "$3" wget -S -O "$2" "$1" ;;
-        curl) set -- "$1" "$2" "$3" curl -sS -f -L --connect-timeout 10 -D "$2.headers" -o "$2" "$1" ;;
+        curl) set -- "$1" "$2" "$3" curl -sS -f -L --connect-timeout 5 -D "$2.headers" -o "$2" "$1" ;;
     esac
     target=$2
     limit_s=$3

@@ -109,6 +109,18 @@ def test_a_helper_is_not_sent_to_itself(place: Neighbourhood) -> None:
     assert place.ask(DIGEST, A) == FromHere()
 
 
+def test_a_neighbour_that_failed_somebody_is_forgotten(place: Neighbourhood, clock: Clock) -> None:
+    place.offer(DIGEST, A, 4000)
+    place.offer(DIGEST, C, 4001)
+    assert place.ask(DIGEST, B) == FromNeighbour(A, 4000)
+    place.failed(DIGEST, B)
+    assert place.ask(DIGEST, ELSEWHERE) == FromHere()
+    assert place.ask(DIGEST, B) == FromNeighbour(C, 4001)
+    clock.now_s += 11  # long after it was helped, nobody is blamed
+    place.failed(DIGEST, B)
+    assert place.ask(DIGEST, B) == FromNeighbour(C, 4001)
+
+
 def test_configured_networks_make_a_site(clock: Clock) -> None:
     sites = Sites({"cern": [ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("10.2.0.0/16")]})
     place = Neighbourhood(clock=clock, sites=sites)

@@ -91,6 +91,12 @@ class Neighbourhood:
         place.leader_until_s = now + self._policy.patience_s
         return FromHere()
 
+    def failed(self, digest: str, asker: Address) -> None:
+        """Forget the neighbour that `asker` was sent to and came back from."""
+        place = self._place(digest, asker)
+        now = self._clock()
+        place.helpers = {a: h for a, h in place.helpers.items() if h.helped.get(asker, 0.0) <= now}
+
     def offer(self, digest: str, helper: Address, port: int) -> None:
         """Note that `helper` serves the file on `port` from now on, or with port 0 no longer."""
         now = self._clock()

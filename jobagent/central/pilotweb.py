@@ -27,7 +27,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class PilotEndpoint:
     """An ASGI application: `/pilot.sh`, `/<sha256>` and `/<sha256>/offer?port=N`.
 
-    `/<sha256>?direct` always sends the file itself.
+    `/<sha256>?direct` always sends the file itself; pilots ask so when the neighbour has failed them.
     """
 
     def __init__(self, directory: Path, neighbourhood: Neighbourhood) -> None:
@@ -57,7 +57,9 @@ class PilotEndpoint:
                 return PlainTextResponse("port must be 0 or 1024 to 65535\n", 400)
             self._neighbourhood.offer(digest, address, int(port))
             return Response(status_code=204)
-        if "direct" not in query:
+        if "direct" in query:
+            self._neighbourhood.failed(digest, address)
+        else:
             neighbour = await self._neighbour(digest, address)
             if neighbour is not None:
                 host = f"[{neighbour.address}]" if neighbour.address.version == 6 else str(neighbour.address)
