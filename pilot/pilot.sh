@@ -502,8 +502,14 @@ server_time_s() { # HEADERS: when the last response was made; a cache's copy is 
 check_clock() { # HEADERS URL
     server_s=$(server_time_s "$1")
     [ -n "$server_s" ] || { log INFO "clock not checked: $2 gave no Date"; return; }
-    skew=$(($(date +%s) - server_s))
-    [ "$skew" -ge 0 ] && size=$skew way=ahead || size=$((-skew)) way=behind
+    now_s=$(date +%s)
+    if [ "$server_s" -lt "$FETCH_BEGAN_S" ]; then # the answer came at some time between the question and now
+        skew=$((FETCH_BEGAN_S - server_s)) size=$skew way=ahead
+    elif [ "$server_s" -gt "$now_s" ]; then
+        skew=$((now_s - server_s)) size=$((-skew)) way=behind
+    else
+        skew=0 size=0 way=
+    fi
     [ "$size" -le "$MAX_SKEW_S" ] ||
         fail $EXIT_UNFIT "the clock is $size s $way of $2, at most $MAX_SKEW_S s are allowed; signatures cannot be judged: set the clock"
     log INFO "clock skew_s=$skew"
@@ -525,6 +531,7 @@ download() { # URL FILE SECONDS: into FILE, never more than the runtime's size; 
     limit_s=$3
     shift 3
     rm -f "$target" "$target.headers"
+    FETCH_BEGAN_S=$(date +%s)
     # the limit on file size (blocks of 512 bytes) ends an endless answer
     bounded "$limit_s" sh -c 'ulimit -f "$1"; shift; exec "$@"' sh $((RUNTIME_BYTES / 512 + 64)) "$@" 2>"$target.stderr"
     result=$?

@@ -90,10 +90,10 @@ class Glidein:
             path.mkdir(mode=0o700 if path.name.endswith(".d") else 0o755, parents=True, exist_ok=True)
         with Wakeup() as wakeup:
             try:
+                self._start_share()
                 self._start_service()
                 trees = self._bring_packages()
                 self._become(trees.agent)
-                self._start_share()
                 self._start_master(trees, token)
                 return self._supervise(wakeup)
             finally:
@@ -140,8 +140,9 @@ class Glidein:
         ):
             return
         log.info("going on as the agent in %s", agent)
-        if self._service is not None:
-            offspring.end(self._service, SERVICE_GRACE)
+        for child in (self._service, self._share):
+            if child is not None:
+                offspring.end(child, SERVICE_GRACE)
         environment = {**self._given, AGENT_TREE: str(agent), "JOBAGENT_PYTHON": sys.executable}
         program = str(agent / "bin" / "jobagent")
         os.execve(program, [program, "--config", str(self._config_file), "glidein"], environment)
