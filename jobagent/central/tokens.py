@@ -24,7 +24,7 @@ MAX_LIFETIME_S = 7 * 86400
 class TokenRefused(TrustError):
     """The token is forged, expired or malformed."""
 
-    exit_code = 245
+    exit_code = 246
 
 
 @dataclass(frozen=True, slots=True)
