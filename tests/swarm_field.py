@@ -76,7 +76,7 @@ class Central:
         swarm: dict[str, object] | None = None,
         port: int = 0,
         own_address: str = "",
-        mode: Mode | None = Mode.DEFAULT,
+        mode: Mode = Mode.DEFAULT,
     ) -> None:
         self.directory = directory
         self.address = own_address or address()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from jobagent.central.announcer import Announcer
+from jobagent.central.seeder import CatalogueSeeder
+from jobagent.central.watch import Snapshot
+from jobagent.contracts import Freshness
 from jobagent.errors import SupplyError
 from jobagent.model import PackageState
-from tests.swarm_field import agents, central, publish, wait_until
+from tests.swarm_field import address, agents, central, configuration, publish, wait_until
+from tests.swarm_hostile import tracker_answering
 
 pytestmark = pytest.mark.swarm
 
@@ -63,6 +72,65 @@ def test_unreachable_catalogue_takes_no_seed_away(tmp_path: Path) -> None:
         services.catalogue.is_reachable = False
         wait_until(lambda: bool(services.watch.last_error))
         assert published.package.key in services.seeder.seeded()
+
+
+def test_seeder_alone_announces_itself_and_says_goodbye(tmp_path: Path) -> None:
+    with central(tmp_path, is_seeding=False) as services, agents(tmp_path, 1, services.url) as (agent,):
+        published = services.publish()
+        config = configuration(address(), f"{services.url}/announce")
+        seeder = CatalogueSeeder(tmp_path, config, announces=True)
+        try:
+            seeder.update(services.watch.snapshot(), services.catalogue)
+            wait_until(lambda: services.tracker.counts(published.package.key).complete == 1)
+            traffic = agent.swarm.fetch(agent.order(published))
+            assert traffic.seeder_bytes == published.package.archive.size_bytes
+            assert agent.has(published)
+            agent.swarm.close()
+            seeder.update(Snapshot(Freshness(2, 5e9, ""), ()), services.catalogue)
+            wait_until(lambda: services.tracker.counts(published.package.key).complete == 0)
+            seeder.update(services.watch.snapshot(), services.catalogue)
+            wait_until(lambda: services.tracker.counts(published.package.key).complete == 1)
+        finally:
+            seeder.close()
+        wait_until(lambda: services.tracker.counts(published.package.key).complete == 0)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 302 Found\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nd14:failure reason2:noe"]
+)
+def test_announcer_outlives_trackers_that_talk_nonsense(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with tracker_answering(answer, address()) as bad, central_tracker() as (good, seen):
+        announcer = Announcer([bad, good], peer_id=b"-JS0100-" + b"x" * 12, port=7)
+        announcer.offer([b"i" * 20], 10)
+        wait_until(lambda: bool(seen) and "tracker" in caplog.text)
+        announcer.close()
+        assert b"event=started" in seen[0] and b"event=stopped" in seen[-1]
+
+
+@contextlib.contextmanager
+def central_tracker() -> Iterator[tuple[str, list[bytes]]]:
+    """A tracker that notes the queries."""
+    seen: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path.encode())
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"d8:intervali5ee")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer((address(), 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://{server.server_address[0]}:{server.server_port}/announce?k=token", seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def run_command(*words: str | Path, **environment: str) -> subprocess.Popen[str]:

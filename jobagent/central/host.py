@@ -110,8 +110,13 @@ class CentralHost:
         if self._options.directory is None:
             raise ConfigurationError("a seeder needs the catalogue's directory", remedy="give a directory, not a URL")
         addresses = () if self._options.host in WILDCARDS else (self._options.host,)
-        mode = settings.mode if self._options.is_tracking else None
-        seeder = CatalogueSeeder(self._options.directory, config, addresses=addresses, mode=mode)
+        seeder = CatalogueSeeder(
+            self._options.directory,
+            config,
+            addresses=addresses,
+            mode=settings.mode,
+            announces=not self._options.is_tracking,
+        )
         seeder.follow(self.watch)
         return seeder
 

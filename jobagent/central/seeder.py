@@ -3,8 +3,8 @@
 One is enough for the whole grid, because peers give to each other; more can run anywhere.  It holds no trust: what
 it offers is refused by every client where it differs from what was signed.
 
-Beside a tracker it deals (`jobagent.central.dealing`): about one copy leaves it, whatever the number of clients.
-Alone, with trackers elsewhere to announce to, and for old clients it is a libtorrent peer that has everything.
+It deals (`jobagent.central.dealing`): about one copy leaves it, whatever the number of clients.  For old clients,
+which need torrents of their own, it is a libtorrent peer that has everything.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobagent.central import torrents
+from jobagent.central.announcer import Announcer
 from jobagent.central.dealer import DealingPolicy, Mode
 from jobagent.central.dealing import DealingSeeder
 from jobagent.central.watch import LEGACY_SUFFIX, CatalogueWatch, Snapshot, infohashes_of
@@ -38,23 +39,37 @@ class CatalogueSeeder:
         directory: The catalogue directory with `archives/<sha256>/<file name>`.
         config: For `[swarm]` and `[site]`.
         addresses: To listen on, instead of the site's.
-        mode: How it deals; None: it does not.
+        mode: How it deals.
+        announces: Whether it announces itself to `[swarm] trackers`; not where the tracker runs beside it.
     """
 
     def __init__(
-        self, directory: Path, config: Config, *, addresses: tuple[str, ...] = (), mode: Mode | None = None
+        self,
+        directory: Path,
+        config: Config,
+        *,
+        addresses: tuple[str, ...] = (),
+        mode: Mode = Mode.DEFAULT,
+        announces: bool = False,
     ) -> None:
         self._directory = directory
         context = Context(config, directory, Events(), "")
         self._swarm = Swarm(context, role=Role.SEEDER, addresses=addresses)
         options = options_of(config, Role.SEEDER)
-        self._dealing: DealingSeeder | None = None
-        if mode is not None:
-            self._dealing = DealingSeeder(
-                addresses or options.addresses,
-                options.settings.port_range,
-                policy=DealingPolicy.of(mode),
-                upload_rate_bytes=options.settings.upload_rate_bytes,
+        addresses = addresses or options.addresses
+        self._dealing = DealingSeeder(
+            addresses,
+            options.settings.port_range,
+            policy=DealingPolicy.of(mode),
+            upload_rate_bytes=options.settings.upload_rate_bytes,
+        )
+        self._announcer: Announcer | None = None
+        if announces:
+            self._announcer = Announcer(
+                options.trackers,
+                peer_id=self._dealing.peer_id,
+                port=self._dealing.port,
+                address=addresses[0] if addresses else "",
             )
         self._lock = threading.Lock()
         self._seeded: dict[str, Package] = {}
@@ -72,12 +87,7 @@ class CatalogueSeeder:
         wanted = {package.key: package for package in snapshot.packages}
         with self._lock:
             for key in self._seeded.keys() - wanted.keys():
-                if self._dealing is not None:
-                    self._dealing.withdraw(key)
-                self._swarm.unseed(key)
-                self._swarm.unseed(key + LEGACY_SUFFIX)
-                self._legacy.discard(key + LEGACY_SUFFIX)
-                log.info("no longer seeding %s", self._seeded.pop(key).id)
+                self._withdraw(self._seeded.pop(key))
             for key in wanted.keys() - self._seeded.keys():
                 if self._seed(wanted[key], catalogue):
                     self._seeded[key] = wanted[key]
@@ -94,24 +104,30 @@ class CatalogueSeeder:
             return 0
         if key.endswith(LEGACY_SUFFIX) and key not in self._legacy:
             self._seed_legacy(package, key)
-        if self._dealing is not None and key not in self._legacy:
-            return self._dealing.port
-        return self._swarm.port()
+        return self._swarm.port() if key in self._legacy else self._dealing.port
 
     def status(self) -> Mapping[str, float]:
         """Counters, as of any `Seeder`."""
         numbers = dict(self._swarm.status())
         numbers["seeding"] = float(len(self._seeded))
-        if self._dealing is not None:
-            numbers["upload_bytes"] += self._dealing.sent_bytes
-            numbers["peers"] += len(self._dealing.connections)
+        numbers["upload_bytes"] += self._dealing.sent_bytes
+        numbers["peers"] += len(self._dealing.connections)
         return numbers
 
     def close(self) -> None:
         """Leave all swarms; idempotent."""
+        if self._announcer is not None:
+            self._announcer.close()
         self._swarm.close()
-        if self._dealing is not None:
-            self._dealing.close()
+        self._dealing.close()
+
+    def _withdraw(self, package: Package) -> None:
+        if self._announcer is not None:
+            self._announcer.withdraw(infohashes_of(package))
+        self._dealing.withdraw(package.key)
+        self._swarm.unseed(package.key + LEGACY_SUFFIX)
+        self._legacy.discard(package.key + LEGACY_SUFFIX)
+        log.info("no longer seeding %s", package.id)
 
     def _seed_legacy(self, package: Package, key: str) -> None:
         """Offer the same file under its v1-only torrent."""
@@ -133,12 +149,11 @@ class CatalogueSeeder:
                 self._refused.add(package.key)
             if package.key in self._refused:
                 return False
-            torrent = catalogue.torrent(package.archive)
-            if self._dealing is None:
-                self._swarm.seed(package, archive, torrent)
-            else:
-                piece_size = torrents.check(torrent).piece_size
-                self._dealing.offer(package.key, archive, infohashes_of(package), archive.stat().st_size, piece_size)
+            piece_size = torrents.check(catalogue.torrent(package.archive)).piece_size
+            size, infohashes = package.archive.size_bytes, infohashes_of(package)
+            self._dealing.offer(package.key, archive, infohashes, size, piece_size)
+            if self._announcer is not None:
+                self._announcer.offer(infohashes, size)
         except (JobAgentError, OSError) as error:
             log.error("cannot seed %s: %s", package.id, error)
             return False
