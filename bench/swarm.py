@@ -191,6 +191,8 @@ class Client:
             self._process.stdin.close()
         end(self._process, patience_s=10)
         self._reader.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def wait_ready(self) -> None:
         """Wait until it could start."""
@@ -267,8 +269,11 @@ def _spec(
         spec["argv"] = ["curl", "--silent", "--fail", "--output", str(home / "file"), server.url]
     elif experiment.peer == "aria2c":
         options = [f"--dir={home}", "--seed-ratio=0.0", f"--max-overall-upload-limit={rate}"]
-        spec["argv"] = [*aria2c(address), *options, str(server.torrent)]
-        spec["control_file"] = str(home / f"{server.archive.file_name}.aria2")
+        script = directory / "complete"  # aria2c calls it with gid, number of files, first file
+        script.write_text('#!/bin/sh\n: > "$(dirname "$3")/done"\n')
+        script.chmod(0o755)
+        spec["argv"] = [*aria2c(address), *options, f"--on-bt-download-complete={script}", str(server.torrent)]
+        spec["done_file"] = str(home / "done")
     return spec
 
 

@@ -1,0 +1,92 @@
+"""Networks that fail, in namespaces of their own: what was fetched before a cut is not fetched again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import network
+from bench.swarm import Client
+from bench.swarm_field import Field
+from bench.swarm_servers import Server, describe, serving
+from tests.swarm_field import wait_until
+
+pytestmark = [pytest.mark.netns, pytest.mark.swarm]
+SIZE, RATE = 6_000_000, 1_500_000
+
+
+@pytest.fixture(autouse=True)
+def needs_namespaces() -> None:
+    if not network.is_possible():
+        pytest.skip("network namespaces need root")
+
+
+def client(directory: Path, server: Server, host: network.Host, number: int, delay_s: float = 0.0) -> Client:
+    """An agent on a host."""
+    spec = {
+        "id": number,
+        "address": host.address,
+        "directory": str(directory / f"client{number}"),
+        "upload_rate_bytes": 0,
+        "delay_s": delay_s,
+    }
+    plan: dict[str, Any] = {
+        "kind": "agent",
+        "package": {"archive": describe(server.archive)},
+        "torrent": str(server.torrent),
+        "tracker": server.tracker,
+        "swarm": {},
+        "timeout_s": 60.0,
+        "clients": [spec],
+    }
+    return Client(host.argv(sys.executable, "-m", "bench.swarm_client"), plan, 1)
+
+
+def link(host: network.Host, state: str) -> None:
+    subprocess.run(["ip", "-n", host.namespace, "link", "set", "eth0", state], check=True)
+
+
+@pytest.mark.acceptance(33)
+def test_download_goes_on_after_a_network_cut_and_not_from_zero(tmp_path: Path) -> None:
+    with (
+        network.hosts([8 * 4 * RATE, 8 * RATE]) as (center, node),
+        serving(Field(package_bytes=SIZE, is_shaped=True), tmp_path, center) as server,
+        client(tmp_path, server, node, 1) as agent,
+    ):
+        agent.wait_ready()
+        agent.go()
+        part = tmp_path / "client1" / "archive.part"
+        wait_until(lambda: center.sent_bytes() > SIZE / 2, 30)
+        assert part.exists()
+        link(node, "down")
+        time.sleep(5.0)  # the cut itself
+        sent = center.sent_bytes()
+        link(node, "up")
+        wait_until(lambda: not agent.is_busy(), 60)
+        (record,) = agent.records
+        assert "error" not in record, record
+        assert record["seeder_bytes"] < 1.15 * SIZE
+        assert center.sent_bytes() - sent < 0.8 * SIZE
+
+
+def test_half_of_a_partitioned_swarm_goes_on_without_the_center(tmp_path: Path) -> None:
+    with (
+        network.hosts([8 * 2 * RATE, 8 * RATE, 8 * RATE]) as (center, first, second),
+        serving(Field(package_bytes=SIZE, is_shaped=True), tmp_path, center) as server,
+        client(tmp_path, server, first, 1) as early,
+        client(tmp_path, server, second, 2) as late,
+    ):
+        for agent in (early, late):
+            agent.wait_ready()
+        early.go()
+        time.sleep(1.0)
+        late.go()
+        wait_until(lambda: not early.is_busy(), 40)
+        link(center, "down")
+        wait_until(lambda: not late.is_busy(), 40)
+        assert "error" not in late.records[0], late.records
