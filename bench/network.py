@@ -47,26 +47,50 @@ def is_possible() -> bool:
 
 
 @contextlib.contextmanager
-def hosts(rates_bits: Sequence[int], *, networks: Sequence[int] | None = None) -> Iterator[list[Host]]:
-    """Make one host per rate; `networks[i]` is the third byte of its address, its site.  All go with the block."""
+def hosts(rates_bits: Sequence[int], *, sites: Sequence[int] | None = None) -> Iterator[list[Host]]:
+    """Make one host per rate; all go with the block.
+
+    `sites[i]` is the site of host i and the third byte of its address; site 0 is the wide area itself.  Each other
+    site is a bridge with one link to the wide area, whose bytes `site_received` counts.
+    """
     sweep()
-    switch = f"{PREFIX}-{os.getpid()}-switch"
+    switch = _switch()
     made: list[str] = []
     try:
         made.append(switch)
         _run(["ip", "netns", "add", switch])
-        _inside(switch, "link", "add", "bridge", "type", "bridge")
-        _inside(switch, "link", "set", "bridge", "up")
+        places = list(sites or [0] * len(rates_bits))
+        for site in sorted({0, *places}):
+            _add_bridge(switch, site)
         result = []
-        for number, rate in enumerate(rates_bits):
+        for number, (rate, site) in enumerate(zip(rates_bits, places, strict=True)):
             name = f"{PREFIX}-{os.getpid()}-{number}"
             made.append(name)
-            network = networks[number] if networks else 0
-            result.append(_plug(name, switch, number, f"10.77.{network}.{number + 1}", rate))
+            result.append(_plug(name, switch, number, site, rate))
         yield result
     finally:
         for name in reversed(made):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def site_received(site: int) -> int:
+    """Wire bytes that came into a site from the wide area."""
+    words = ["ip", "netns", "exec", _switch(), "cat", f"/sys/class/net/down{site}/statistics/rx_bytes"]
+    return int(_run(words))
+
+
+def _switch() -> str:
+    return f"{PREFIX}-{os.getpid()}-switch"
+
+
+def _add_bridge(switch: str, site: int) -> None:
+    """Add the bridge of a site and its link to the wide area: `up` there, `down` in the site."""
+    _inside(switch, "link", "add", f"bridge{site}", "type", "bridge")
+    _inside(switch, "link", "set", f"bridge{site}", "up")
+    if site:
+        _inside(switch, "link", "add", f"up{site}", "type", "veth", "peer", "name", f"down{site}")
+        _inside(switch, "link", "set", f"up{site}", "master", "bridge0", "up")
+        _inside(switch, "link", "set", f"down{site}", "master", f"bridge{site}", "up")
 
 
 def sweep() -> None:
@@ -78,11 +102,11 @@ def sweep() -> None:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def _plug(name: str, switch: str, number: int, address: str, rate_bits: int) -> Host:
-    port = f"port{number}"
+def _plug(name: str, switch: str, number: int, site: int, rate_bits: int) -> Host:
+    port, address = f"port{number}", f"10.77.{site}.{number + 1}"
     _run(["ip", "netns", "add", name])
     _inside(switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
-    _inside(switch, "link", "set", port, "master", "bridge", "up")
+    _inside(switch, "link", "set", port, "master", f"bridge{site}", "up")
     _inside(name, "link", "set", "lo", "up")
     _inside(name, "addr", "add", f"{address}/16", "dev", "eth0")
     _inside(name, "link", "set", "eth0", "up")

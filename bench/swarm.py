@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--server-rate", type=float, default=2.5, metavar="MB/S")
     parser.add_argument("--arrivals", type=float, default=0.0, metavar="S", help="spread over so many seconds")
     parser.add_argument("--slots", type=int, default=1, help="clients on one host")
+    parser.add_argument("--sites", type=int, default=0, help="with --hosts: spread the hosts over so many sites")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="[swarm] of the clients")
     parser.add_argument("--central", action="append", default=[], metavar="KEY=VALUE", help="[swarm] of the server")
@@ -64,6 +65,7 @@ def main() -> int:
         mode=options.mode,
         arrivals_s=options.arrivals,
         slots=options.slots,
+        sites=options.sites,
         swarm=_pairs(options.set),
         central=_pairs(options.central),
     )
@@ -94,13 +96,20 @@ def measure(experiment: Field) -> dict[str, Any]:
         for client in clients:
             client.wait_ready()
         before, cpu, sent = server.cpu_s(), _machine_cpu(), server.sent_bytes()
+        sites = range(1, experiment.sites + 1)
+        into_sites = [network.site_received(site) for site in sites]
         start = time.monotonic()
         for client in clients:
             client.go()
         samples = _watch(experiment, server, clients, start, sent)
         busy = _busy_percent(cpu, _machine_cpu())
         server_bytes, server_cpu_s = server.sent_bytes() - sent, server.cpu_s() - before
-        return _figures(experiment, clients, server_bytes, server_cpu_s, busy, samples)
+        figures = _figures(experiment, clients, server_bytes, server_cpu_s, busy, samples)
+        figures["site_copies"] = [
+            round((network.site_received(site) - before) / experiment.package_bytes, 3)
+            for site, before in zip(sites, into_sites, strict=True)
+        ]
+        return figures
 
 
 def _figures(
@@ -159,8 +168,8 @@ def _machines(experiment: Field) -> Iterator[list[network.Host | None]]:
         yield [None] * (count + 1)
         return
     rates = [8 * experiment.server_rate] + [8 * experiment.client_rate] * count
-    networks = [0] + [1 + i % experiment.sites if experiment.sites else 0 for i in range(count)]
-    with network.hosts(rates, networks=networks) as made:
+    sites = [0] + [1 + i % experiment.sites if experiment.sites else 0 for i in range(count)]
+    with network.hosts(rates, sites=sites) as made:
         yield list(made)
 
 

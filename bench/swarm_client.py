@@ -143,14 +143,13 @@ class DefaultClient:
 
 
 class CommandClient:
-    """A stock program: complete when it ends, or when its control file is gone and it goes on giving."""
+    """A stock program: complete when it ends, or writes its done file and goes on giving."""
 
     def __init__(self, plan: dict[str, Any], spec: dict[str, Any]) -> None:
         self.id, self.delay_s = spec["id"], spec["delay_s"]
         self._spec = spec
         Path(spec["directory"]).mkdir(parents=True)
         self._process: subprocess.Popen[bytes] | None = None
-        self._had_control = False
 
     def fetch(self, deadline: float) -> dict[str, Any]:
         """Start the program and wait until it has the file."""
@@ -166,11 +165,7 @@ class CommandClient:
             if code:
                 raise OSError(f"{self._spec['argv'][0]} ended with {code}")
             return True
-        if "control_file" not in self._spec:
-            return False
-        has_control = Path(self._spec["control_file"]).exists()
-        self._had_control = self._had_control or has_control
-        return self._had_control and not has_control
+        return "done_file" in self._spec and Path(self._spec["done_file"]).exists()
 
     def close(self) -> None:
         """End the program."""

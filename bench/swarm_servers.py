@@ -54,6 +54,12 @@ class Server:
         """What the program must limit itself to: the kernel does it on shaped hosts."""
         return 0 if self.machine else self.experiment.server_rate
 
+    @property
+    def central(self) -> dict[str, Any]:
+        """`[central]` of ours."""
+        sites = [f"S{n}=10.77.{n}.0/24" for n in range(1, self.experiment.sites + 1)]
+        return {"mode": self.experiment.mode, "sites": sites}
+
     def serve(self) -> None:
         """Start; returns when clients may come."""
         self.start_services("serve")
@@ -62,7 +68,7 @@ class Server:
         """Start a command of ours, `serve` or `tracker`, on the catalogue."""
         port_file, configuration = self.directory / "port", self.directory / "central.toml"
         swarm = {"upload_rate_bytes": self.rate, **self.experiment.central}
-        configuration.write_text(_toml({"swarm": swarm, "central": {"mode": self.experiment.mode}}))
+        configuration.write_text(_toml({"swarm": swarm, "central": self.central}))
         words = [sys.executable, "-m", "jobagent", "--config", str(configuration), command]
         words += [str(self.directory / "catalogue"), "--host", self.address, "--port", "0"]
         process = self.start([*words, "--port-file", str(port_file)])
