@@ -23,7 +23,7 @@ class CentralSettings:
 
     sites: tuple[str, ...] = setting((), "Sites by network, as in `CERN=128.141.0.0/16,2001:1458::/32`.")
     mode: Mode = setting(Mode.DEFAULT, "How the seeder deals: `default`, `fast` or `minimal-uplink`.")
-    elected: int = setting(2, "Peers of a site that are told of peers outside, where the site has no seeder.")
+    elected: int = setting(1, "Peers of a site that are told of peers outside, where the site has no seeder.")
     token_keys: tuple[str, ...] = setting((), "Public keys (PEM, ed25519) for announce tokens, as in `alice=FILE`.")
     needs_token: bool = setting(False, "Whether every announce must bring a valid token of the package's VO.")
     busy_interval_s: int = setting(20, "Seconds between announces of a peer that downloads.")

@@ -125,7 +125,7 @@ class Policy:
     max_peers: int = 20_000
     max_peers_per_address: int = 64
     max_wanted: int = 100
-    elected: int = 2
+    elected: int = 1
     needs_token: bool = False
 
 
