@@ -150,7 +150,7 @@ read_settings() {
 # and `wait` can miss a signal or an end that comes just before it (dash 0.5.12).
 
 nap() { # NUMBER: a moment, longer as the number grows
-    case $1 in 0) moment=0.01 ;; 1 | 2) moment=0.03 ;; 3 | 4 | 5 | 6) moment=0.1 ;; *) moment=0.3 ;; esac
+    case $1 in 0) moment=0.01 ;; 1 | 2) moment=0.03 ;; ? | 1?) moment=0.1 ;; *) moment=0.3 ;; esac
     sleep $moment 2>/dev/null || sleep 1 # fractions of a second are not in POSIX
 }
 
