@@ -26,8 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobagent.central.keys import KeyStore
-from jobagent.central.repository import Repository
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Repository
 from jobagent.model import (
     Archive,
     Blob,

@@ -32,8 +32,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobagent.central import updating
-from jobagent.central.pack import pack
+from jobagent.central.packaging import updating
+from jobagent.central.packaging.pack import pack
 from jobagent.contracts import Built, Staging
 from jobagent.events import Events
 from jobagent.job import sandbox

@@ -26,8 +26,8 @@ from typing import IO, Any
 from bench import network
 from bench.swarm_field import Field
 from bench.swarm_servers import SERVERS, Server, aria2c, describe, end, serving
-from jobagent.central import torrents
-from jobagent.central.plot import Sample
+from jobagent.central.packaging import torrents
+from jobagent.central.services.plot import Sample
 
 BUSY_PERCENT = 80.0
 SESSIONS_PER_PROCESS = 50

@@ -22,9 +22,9 @@ from typing import Any
 
 from bench import network
 from bench.swarm_field import Field
-from jobagent.central import torrents
-from jobagent.central.keys import KeyStore
-from jobagent.central.repository import Repository
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Repository
+from jobagent.central.packaging import torrents
 from jobagent.model import Archive, Package, PackageId, Tree
 
 START_TIMEOUT_S = 60.0

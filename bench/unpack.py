@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobagent.central import wheelfile
-from jobagent.central.pack import FORMAT, Packed, pack
+from jobagent.central.packaging import wheelfile
+from jobagent.central.packaging.pack import FORMAT, Packed, pack
 from jobagent.model import Archive, Package, PackageId
 from jobagent_archives.unpacking import TarUnpacker
 

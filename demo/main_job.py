@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
-from jobagent.central.plot import Sample, plot_traffic
+from jobagent.central.services.plot import Sample, plot_traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = ROOT / "demo" / "job" / "pythia.jdl"

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.main_job import JOB, PASSPHRASE, ROOT, publish
-from jobagent.central import bundletree
+from jobagent.central.landing import bundletree
 from jobagent.testing import joblog
 from jobagent.testing.barenode import SUITES, is_possible
 from jobagent.testing.element import Site

@@ -19,9 +19,9 @@ from typing import Any
 
 from tuf.ngclient._internal import trusted_metadata_set
 
-from jobagent.central import torrents
-from jobagent.central.keys import KeyStore
-from jobagent.central.repository import Draft, Repository, Validity
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Draft, Repository, Validity
+from jobagent.central.packaging import torrents
 from jobagent.events import Event, Events
 from jobagent.model import Archive, Blob, Package, PackageId, Tree
 from jobagent_catalogue.client import SignedCatalogue

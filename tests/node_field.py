@@ -22,7 +22,7 @@ from pathlib import Path
 import jobagent_archives
 import jobagent_environment
 import jobagent_sharedcache
-from jobagent.central.pack import pack
+from jobagent.central.packaging.pack import pack
 from jobagent.config import load as load_config
 from jobagent.contracts import Context, Freshness, Order
 from jobagent.errors import CatalogueUnreachable, SupplyError

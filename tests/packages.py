@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobagent.central.pack import Packed
+from jobagent.central.packaging.pack import Packed
 from jobagent.contracts import ManifestEntry, Unpacker
 from jobagent.model import Archive, Blob, Package, PackageId, Tree
 from jobagent_archives.data import DataUnpacker

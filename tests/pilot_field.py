@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from jobagent.central.pilotscript import Landing, Runtime, render
+from jobagent.central.landing.pilotscript import Landing, Runtime, render
 from jobagent.testing import accounts
 
 SHELLS = {"dash": ["dash"], "busybox": ["busybox", "sh"]}

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobagent.central import torrents
-from jobagent.central.dealer import Mode
-from jobagent.central.seeder import CatalogueSeeder
-from jobagent.central.tracker import Policy, Sites, Tracker
-from jobagent.central.watch import CatalogueWatch
-from jobagent.central.web import Services, build
-from jobagent.central.webserver import WebServer
+from jobagent.central.packaging import torrents
+from jobagent.central.services.dealer import Mode
+from jobagent.central.services.seeder import CatalogueSeeder
+from jobagent.central.services.tracker import Policy, Sites, Tracker
+from jobagent.central.services.watch import CatalogueWatch
+from jobagent.central.services.web import Services, build
+from jobagent.central.services.webserver import WebServer
 from jobagent.config import Config
 from jobagent.contracts import Context, Order
 from jobagent.events import Events

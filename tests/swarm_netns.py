@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobagent.central import torrents
-from jobagent.central.watch import legacy_key
+from jobagent.central.packaging import torrents
+from jobagent.central.services.watch import legacy_key
 from tests.swarm_field import central, wait_until
 
 SERVER, CLIENT = "10.99.0.1", "10.99.0.2"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from pilot_field import Web, send
 
-from jobagent.central import bundle, bundletree
-from jobagent.central.pilotscript import Landing, render
-from jobagent.condor.glidein import build_of
+from jobagent.central.landing import bundle, bundletree
+from jobagent.central.landing.pilotscript import Landing, render
+from jobagent.condor.pilots.glidein import build_of
 from jobagent.testing.barenode import SUITES, BareNode, Lan, is_possible
 
 pytestmark = [pytest.mark.slow]

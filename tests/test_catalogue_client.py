@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobagent.central.repository import Validity
+from jobagent.central.catalogue.repository import Validity
 from jobagent.config import Config
 from jobagent.contracts import Context
 from jobagent.errors import (

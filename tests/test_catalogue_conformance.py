@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobagent.central import torrents
-from jobagent.central.keys import KeyStore
-from jobagent.central.repository import Draft, Repository
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Draft, Repository
+from jobagent.central.packaging import torrents
 from jobagent.contracts import Catalogue
 from jobagent.events import Events
 from jobagent.testing.catalogue import FakeCatalogue

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from jobagent import durable
-from jobagent.central import bins
-from jobagent.central.changes import changes
-from jobagent.central.keys import KeyStore
-from jobagent.central.online import Validity
+from jobagent.central.catalogue import bins
+from jobagent.central.catalogue.changes import changes
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.online import Validity
+from jobagent.central.catalogue.repository import Repository
 from jobagent.central.placing import Draft
-from jobagent.central.repository import Repository
 from jobagent.errors import AlreadyPublished, DigestMismatch, ManagerError, UnknownPackage, UsageError
 from jobagent.model import PackageId, PackageState
 from tests.catalogue_field import draft, entry_for, field_in, no_passphrase
@@ -434,8 +434,8 @@ def test_two_publishers_at_once_lose_nothing(place):
     program = f"""
 import sys
 from pathlib import Path
-from jobagent.central.keys import KeyStore
-from jobagent.central.repository import Repository
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Repository
 from tests.catalogue_field import entry_for
 repository = Repository(Path({str(place.catalogue)!r}), KeyStore(Path({str(place.keys.directory)!r})))
 for number in range(6):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobagent.condor import ads, arguments, evaluation, expressions, lexemes
-from jobagent.condor.statements import Rules, read
+from jobagent.condor.language import ads, arguments, evaluation, expressions, lexemes
+from jobagent.condor.language.statements import Rules, read
 from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, PackageSpec
 
@@ -195,7 +195,7 @@ def test_htcondors_lexer_vectors_are_words_of_ours_too():
 
 def test_an_ad_of_constants_needs_no_library_of_htcondor():
     program = (
-        "import sys; from jobagent.condor import ads;"
+        "import sys; from jobagent.condor.language import ads;"
         "ads.parse('Packages = { \"VO_ALICE@ROOT::v6-36\" }\\nPackagesPreInstalled = true\\n');"
         "sys.exit('classad2' in sys.modules or 'htcondor2' in sys.modules)"
     )

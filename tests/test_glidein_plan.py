@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.condor import glidein_config, slot
-from jobagent.condor.glidein import build_of, self_check, tree_of
-from jobagent.condor.glidein_settings import GlideinSettings
+from jobagent.condor.pilots import glidein_config, slot
+from jobagent.condor.pilots.glidein import build_of, self_check, tree_of
+from jobagent.condor.pilots.glidein_settings import GlideinSettings
 from jobagent.errors import ConfigurationError, PoolTokenRefused
 
 NOW_S = 1_700_000_000.0

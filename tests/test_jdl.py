@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobagent.condor import jdl, lexemes
+from jobagent.condor.language import jdl, lexemes
 from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, PackageSpec
 

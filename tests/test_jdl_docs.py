@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobagent import errors
-from jobagent.condor import alien, dialects, jdl, translate
+from jobagent.condor.access_point import translate
+from jobagent.condor.language import alien, dialects, jdl
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "jobs.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```(jdl|submit|classad)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.condor import alien_names
+from jobagent.condor.language import alien_names
 from jobagent.errors import DiskFull, JobSyntaxError, PayloadNotRunnable
 from jobagent.model import InputFile
 

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobagent.cli.main import main
-from jobagent.condor import ads, describe, jdl, lexemes, matching, submit, submit_language, translate
+from jobagent.condor.access_point import describe, matching, translate
+from jobagent.condor.language import ads, jdl, lexemes, submit, submit_language
 from jobagent.errors import JobSyntaxError
 from jobagent.model import PackageSpec
 

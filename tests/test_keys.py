@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from jobagent.central.keys import KeyStore, ask_passphrase, read_public
-from jobagent.central.repository import Repository
+from jobagent.central.catalogue.keys import KeyStore, ask_passphrase, read_public
+from jobagent.central.catalogue.repository import Repository
 from jobagent.errors import SiteError, UsageError
 from tests.catalogue_field import entry_for, no_passphrase
 
@@ -174,8 +174,8 @@ with token.open(user_pin="1234", rw=True) as session:
     parameters = session.create_domain_parameters(
         pkcs11.KeyType.EC, {{pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}}, local=True)
     parameters.generate_keypair(store=True, id=bytes([2]))
-from jobagent.central.keys import KeyStore
-from jobagent.central.repository import Repository
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Repository
 from tests.catalogue_field import entry_for
 base = Path({str(tmp_path)!r})
 keys = KeyStore(base / "keys", passphrase=lambda name: b"1234" if "token" in name else None)

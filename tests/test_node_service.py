@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.central.torrents import create
+from jobagent.central.packaging.torrents import create
 from jobagent.job import data
 from jobagent.model import PackageId
 from jobagent.node import client, wire

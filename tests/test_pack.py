@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobagent import manifest
-from jobagent.central import pack as packing
-from jobagent.central.pack import FRAME_BYTES, pack
+from jobagent.central.packaging import pack as packing
+from jobagent.central.packaging.pack import FRAME_BYTES, pack
 from jobagent.errors import PublishError
 from tests.conftest import need
 from tests.packages import package_of, unpack

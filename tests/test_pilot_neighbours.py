@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.central.neighbours import FromHere, FromNeighbour, Neighbourhood, Policy, Wait
-from jobagent.central.tracker import Sites
+from jobagent.central.services.neighbours import FromHere, FromNeighbour, Neighbourhood, Policy, Wait
+from jobagent.central.services.tracker import Sites
 from jobagent.testing.world import World
 from tests.conftest import need
 
@@ -164,7 +164,7 @@ def test_neighbours_give_it_out_and_the_central_server_sends_one_copy(world: Wor
         program = [
             sys.executable,
             "-m",
-            "jobagent.condor.neighbour",
+            "jobagent.condor.pilots.neighbour",
             str(file),
             f"{url}/offer",
             "--address",

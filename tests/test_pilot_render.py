@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from jobagent.central.pilotscript import Landing, Runtime, render, template
+from jobagent.central.landing.pilotscript import Landing, Runtime, render, template
 from jobagent.errors import ConfigurationError
 
 RUNTIME = Runtime("a" * 64, 9_000_000, "x86_64", 120, "b" * 64, 30_000_000)

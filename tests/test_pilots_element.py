@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.condor.elements import Element
+from jobagent.condor.pilots.elements import Element
 from jobagent.testing import joblog
 from jobagent.testing.barenode import is_possible
 from jobagent.testing.element import Site

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.condor.elements import Element, Order, description, find, load
+from jobagent.condor.pilots.elements import Element, Order, description, find, load
 from jobagent.errors import ConfigurationError, UsageError
 
 EXAMPLES = Path(__file__).parent.parent / "sitecfg" / "ce"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobagent.condor.elements import Element
-from jobagent.condor.factory import (
+from jobagent.condor.pilots.elements import Element
+from jobagent.condor.pilots.factory import (
     Demand,
     Ended,
     Presence,

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from jobagent import manifest
-from jobagent.central import bytecode, elf, provenance, wheels
-from jobagent.central.content import Given
-from jobagent.central.keys import KeyStore
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Repository
+from jobagent.central.packaging import bytecode, elf, provenance, wheels
+from jobagent.central.packaging.content import Given
+from jobagent.central.packaging.relocatable import make_relocatable
+from jobagent.central.packaging.sources import DataFile, Directory, Tarball
 from jobagent.central.publish import Edition, Published, Publisher
-from jobagent.central.relocatable import make_relocatable
-from jobagent.central.repository import Repository
-from jobagent.central.sources import DataFile, Directory, Tarball
 from jobagent.cli import main as command
 from jobagent.cli.publish import parse_change
 from jobagent.errors import AlreadyPublished, DiskFull, PublishError, UsageError
@@ -315,7 +315,7 @@ def test_what_cannot_be_read_or_written_is_said_in_one_line(
         def fail(*arguments: object, number: int = number, **options: object) -> None:
             raise OSError(number, os.strerror(number), "a")
 
-        monkeypatch.setattr("jobagent.central.pack.pack", fail)
+        monkeypatch.setattr("jobagent.central.packaging.pack.pack", fail)
         with pytest.raises(expected, match=os.strerror(number)):
             field.publish(tree_edition(tree, "Tool"))
 
@@ -467,8 +467,9 @@ def test_modules_are_compiled_the_same_way_every_time_and_used(tmp_path: Path) -
     compiled = [next((tmp_path / name / "__pycache__").iterdir()) for name in ("first", "second")]
     assert compiled[0].read_bytes() == compiled[1].read_bytes()
     other = subprocess.run(
-        [sys.executable, "-c", "import sys; from pathlib import Path; from jobagent.central import bytecode; "
-         "bytecode.compile_modules(Path(sys.argv[1]))", tmp_path / "first"],
+        [sys.executable, "-c", "import sys; from pathlib import Path; "
+         "from jobagent.central.packaging import bytecode; bytecode.compile_modules(Path(sys.argv[1]))",
+         tmp_path / "first"],
         check=True, timeout=60, env={**os.environ, "PYTHONHASHSEED": "77"},
     )  # fmt: skip
     assert other.returncode == 0 and compiled[0].read_bytes() == compiled[1].read_bytes()

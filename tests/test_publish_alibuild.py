@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from jobagent import manifest
-from jobagent.central import alibuild
-from jobagent.central.keys import KeyStore
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Repository
+from jobagent.central.packaging import alibuild
 from jobagent.central.publish import Edition, Publisher
-from jobagent.central.repository import Repository
 from jobagent.errors import PublishError
 from jobagent.events import Event, Events
 from jobagent.job import relocation

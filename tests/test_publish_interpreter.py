@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from jobagent import manifest
-from jobagent.central import elf
-from jobagent.central.content import Content
-from jobagent.central.cxxheaders import CxxHeaders
-from jobagent.central.interpreter import LIBRARY, VERSION, Interpreter
+from jobagent.central.packaging import elf
+from jobagent.central.packaging.content import Content
+from jobagent.central.packaging.cxxheaders import CxxHeaders
+from jobagent.central.packaging.interpreter import LIBRARY, VERSION, Interpreter
 from jobagent.job import relocation
 from jobagent.model import EnvironmentAction, EnvironmentChange
 from tests.conftest import need

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.central.announcer import Announcer
-from jobagent.central.seeder import CatalogueSeeder
-from jobagent.central.watch import Snapshot
+from jobagent.central.services.announcer import Announcer
+from jobagent.central.services.seeder import CatalogueSeeder
+from jobagent.central.services.watch import Snapshot
 from jobagent.contracts import Freshness
 from jobagent.errors import SupplyError
 from jobagent.model import PackageState

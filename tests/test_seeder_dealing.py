@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobagent.central.dealer import Dealer, DealingPolicy, Mode
-from jobagent.central.dealing import (
+from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
+from jobagent.central.services.dealing import (
     BITFIELD,
     HAVE,
     HAVE_ALL,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobagent.condor import submit
+from jobagent.condor.language import submit
 from jobagent.errors import JobSyntaxError
 from jobagent.model import InputFile, PackageSpec
 
@@ -198,7 +198,9 @@ def test_what_htcondor_would_not_do_is_warned_of():
 
 
 def test_importing_the_dialects_imports_no_foreign_library():
-    program = "import sys, jobagent.condor.dialects;sys.exit(bool({'classad2', 'htcondor2'} & set(sys.modules)))"
+    program = (
+        "import sys, jobagent.condor.language.dialects;sys.exit(bool({'classad2', 'htcondor2'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=30).returncode == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.central.tracker import Policy
+from jobagent.central.services.tracker import Policy
 from jobagent.contracts import Context
 from jobagent.errors import DiskFull, ScratchUnusable, SupplyError
 from jobagent.events import Events

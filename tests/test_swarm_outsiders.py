@@ -16,7 +16,7 @@ from pathlib import Path
 import libtorrent as lt
 import pytest
 
-from jobagent.central.watch import legacy_key
+from jobagent.central.services.watch import legacy_key
 from tests.conftest import need
 from tests.swarm_field import Central, Published, address, agents, central, wait_until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.central.plot import Sample, plot_traffic, read_samples, write_samples
+from jobagent.central.services.plot import Sample, plot_traffic, read_samples, write_samples
 from jobagent.cli import main
 from jobagent.errors import CatalogueUnreachable, UsageError
 from tests.swarm_field import agents, central

@@ -10,7 +10,7 @@ import libtorrent as lt
 import pytest
 
 from jobagent import bencode
-from jobagent.central import torrents
+from jobagent.central.packaging import torrents
 from jobagent.cli import main
 from jobagent.errors import HostileArchive, JobError
 

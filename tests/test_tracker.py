@@ -13,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobagent import bencode
-from jobagent.central import announces, tokens
-from jobagent.central.tracker import Announce, Answer, Counts, Event, Policy, Refused, Sites, Tracked, Tracker
+from jobagent.central.services import announces, tokens
+from jobagent.central.services.tracker import (
+    Announce,
+    Answer,
+    Counts,
+    Event,
+    Policy,
+    Refused,
+    Sites,
+    Tracked,
+    Tracker,
+)
 
 V1, V2, OTHER = b"1" * 20, b"2" * 20, b"3" * 20
 HERE = ipaddress.ip_address("10.9.9.9")

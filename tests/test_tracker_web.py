@@ -16,10 +16,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from jobagent import bencode
-from jobagent.central import tokens
-from jobagent.central.tracker import Policy
-from jobagent.central.web import Services, build
-from jobagent.central.webserver import WebServer
+from jobagent.central.services import tokens
+from jobagent.central.services.tracker import Policy
+from jobagent.central.services.web import Services, build
+from jobagent.central.services.webserver import WebServer
 from jobagent.errors import ConfigurationError, NoFreePort
 from jobagent.model import PackageState
 from tests.swarm_field import Central, Published, address, central, wait_until

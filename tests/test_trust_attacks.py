@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Snapshot, TargetFile
 
-from jobagent.central import rolefile
-from jobagent.central.chain import SNAPSHOT, TIMESTAMP, published
-from jobagent.central.online import Online, Validity
-from jobagent.central.repository import Repository
+from jobagent.central.catalogue import rolefile
+from jobagent.central.catalogue.chain import SNAPSHOT, TIMESTAMP, published
+from jobagent.central.catalogue.online import Online, Validity
+from jobagent.central.catalogue.repository import Repository
 from jobagent.errors import BadSignature, CatalogueExpired, CatalogueUnreachable, SupplyError, TrustError
 from tests.catalogue_field import Field, Server, entry_for, field_in, tuf_time
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobagent import manifest
-from jobagent.central.pack import FRAME_BYTES, pack
+from jobagent.central.packaging.pack import FRAME_BYTES, pack
 from jobagent.errors import DiskFull, HostileArchive, TrustError
 from jobagent_archives import tar, unpacking
 from tests.conftest import need

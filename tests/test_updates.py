@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobagent import manifest
-from jobagent.central import updating
-from jobagent.central.pack import Packed, pack
+from jobagent.central.packaging import updating
+from jobagent.central.packaging.pack import Packed, pack
 from jobagent.errors import HostileArchive
 from jobagent.job.relocation import RECORD, Record
 from jobagent.job.updates import Base, apply, is_update, without

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobagent import entry, environment_policy, manifest
-from jobagent.central import pack, provenance, torrents, updating
-from jobagent.central.content import Content, Given, Source
+from jobagent.central.catalogue.repository import Repository, Signed
+from jobagent.central.packaging import pack, provenance, torrents, updating
+from jobagent.central.packaging.content import Content, Given, Source
 from jobagent.central.placing import Draft
-from jobagent.central.repository import Repository, Signed
 from jobagent.contracts import ManifestEntry
 from jobagent.errors import AlreadyPublished, DiskFull, JobSyntaxError, PublishError
 from jobagent.events import Events

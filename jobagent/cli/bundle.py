@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jobagent import config as configuration
 from jobagent import durable
-from jobagent.central import bundle, pilotscript, pilotweb
+from jobagent.central.landing import bundle, pilotscript
+from jobagent.central.services import pilotweb
 from jobagent.config import JobSettings
 from jobagent.errors import ConfigurationError, UsageError
 

@@ -7,8 +7,8 @@ import hashlib
 import sys
 from pathlib import Path
 
-from jobagent.central.changes import changes
-from jobagent.central.repository import KINDS, Repository
+from jobagent.central.catalogue.changes import changes
+from jobagent.central.catalogue.repository import KINDS, Repository
 from jobagent.cli import managing
 from jobagent.errors import UsageError
 

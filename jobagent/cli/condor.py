@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobagent import config as configuration
-from jobagent.condor import configure, doctor, facts
-from jobagent.condor.configure import ROLES, Installation, PlannedFile
-from jobagent.condor.doctor import Finding, Level
+from jobagent.condor.execution_point import configure, doctor, facts
+from jobagent.condor.execution_point.configure import ROLES, Installation, PlannedFile
+from jobagent.condor.execution_point.doctor import Finding, Level
 from jobagent.errors import ConfigurationError
 from jobagent.node.service import socket_of
 from jobagent.pluginmanager import load

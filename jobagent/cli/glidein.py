@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 from jobagent import config as configuration
-from jobagent.condor import offspring
-from jobagent.condor.glidein import Glidein
-from jobagent.condor.glidein_settings import GlideinSettings
-from jobagent.condor.slot import uptime_s
+from jobagent.condor.pilots import offspring
+from jobagent.condor.pilots.glidein import Glidein
+from jobagent.condor.pilots.glidein_settings import GlideinSettings
+from jobagent.condor.pilots.slot import uptime_s
 from jobagent.errors import ConfigurationError
 
 

@@ -8,8 +8,8 @@ import os
 import sys
 
 from jobagent.cli import jobfile
-from jobagent.condor import describe, translate
-from jobagent.condor.dialects import CLASSAD, JDL, SUBMIT, parsers
+from jobagent.condor.access_point import describe, translate
+from jobagent.condor.language.dialects import CLASSAD, JDL, SUBMIT, parsers
 from jobagent.model import Job
 
 JSON = "json"

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from jobagent.cli import submit
-from jobagent.condor import schedd
-from jobagent.condor.records import ATTRIBUTES, JobRecord, record_of
+from jobagent.condor.access_point import schedd
+from jobagent.condor.access_point.records import ATTRIBUTES, JobRecord, record_of
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

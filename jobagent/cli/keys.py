@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from jobagent.central.keys import KeyInfo, KeyStore, read_public
+from jobagent.central.catalogue.keys import KeyInfo, KeyStore, read_public
 from jobagent.cli import managing, reading
 from jobagent.errors import UsageError
 

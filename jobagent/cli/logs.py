@@ -12,8 +12,8 @@ from pathlib import Path
 
 from jobagent.cli import submit
 from jobagent.cli.jobs import records
-from jobagent.condor import schedd, userlog
-from jobagent.condor.records import JobRecord
+from jobagent.condor.access_point import schedd, userlog
+from jobagent.condor.access_point.records import JobRecord
 from jobagent.errors import JobError, UsageError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from securesystemslib.signer import SSlibKey
 
-from jobagent.central.keys import KeyStore, read_public
-from jobagent.central.repository import Repository, Signed
+from jobagent.central.catalogue.keys import KeyStore, read_public
+from jobagent.central.catalogue.repository import Repository, Signed
 from jobagent.errors import UsageError
 
 CATALOGUE_VARIABLE = "JOBAGENT_CATALOGUE"

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from jobagent.condor import elements, factory
-from jobagent.condor import pilots as queues
-from jobagent.condor.elements import Element, Order
+from jobagent.condor.pilots import elements, factory
+from jobagent.condor.pilots import queue as queues
+from jobagent.condor.pilots.elements import Element, Order
 from jobagent.errors import ConfigurationError, JobAgentError, SiteError, UsageError
 
 log = logging.getLogger("jobagent.factory")

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 from jobagent import config as configuration
-from jobagent.central import pack, provenance
-from jobagent.central.content import Given, Source
+from jobagent.central.packaging import pack, provenance
+from jobagent.central.packaging.content import Given, Source
+from jobagent.central.packaging.sources import DataFile, Directory, Tarball
 from jobagent.central.publish import Edition, Published, Publisher
-from jobagent.central.sources import DataFile, Directory, Tarball
 from jobagent.cli import managing, reading
 from jobagent.cli.progress import ProgressDisplay
 from jobagent.config import JobSettings
@@ -114,7 +114,7 @@ def _sources(args: argparse.Namespace, downloads: Path) -> Sequence[Source]:
         found: Sequence[Source] = _wheels().closure(args.wheel, downloads, args.name)
         return found
     if args.alibuild:
-        from jobagent.central import alibuild
+        from jobagent.central.packaging import alibuild
 
         return alibuild.closure(Path(args.alibuild[0]), args.alibuild[1])
     if args.tree:
@@ -124,17 +124,17 @@ def _sources(args: argparse.Namespace, downloads: Path) -> Sequence[Source]:
     if args.file:
         return [DataFile(args.file)]
     if args.cxx_headers:
-        from jobagent.central.cxxheaders import CxxHeaders
+        from jobagent.central.packaging.cxxheaders import CxxHeaders
 
         return [CxxHeaders()]
-    from jobagent.central.interpreter import Interpreter
+    from jobagent.central.packaging.interpreter import Interpreter
 
     return [Interpreter()]
 
 
 def _wheels() -> ModuleType:
     try:
-        from jobagent.central import wheels
+        from jobagent.central.packaging import wheels
     except ImportError as error:
         raise UsageError(
             f"wheels need more than is installed: {error}", remedy="pip install jobagent[publish]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jobagent.central.host import CentralHost, HostOptions
+from jobagent.central.services.host import CentralHost, HostOptions
 from jobagent.cli import serve
 from jobagent.errors import UsageError
 from jobagent_swarm.settings import SwarmSettings

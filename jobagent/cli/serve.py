@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 
 from jobagent import durable
-from jobagent.central.host import CentralHost, HostOptions
-from jobagent.central.settings import CentralSettings
+from jobagent.central.services.host import CentralHost, HostOptions
+from jobagent.central.services.settings import CentralSettings
 from jobagent.config import Config, load
 from jobagent_swarm.settings import SwarmSettings
 

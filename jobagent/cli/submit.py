@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobagent.cli import jobfile, reading
-from jobagent.condor import schedd, translate
-from jobagent.condor.dialects import parsers
-from jobagent.condor.translate import Submission
+from jobagent.condor.access_point import schedd, translate
+from jobagent.condor.access_point.translate import Submission
+from jobagent.condor.language.dialects import parsers
 from jobagent.errors import PayloadNotRunnable
 from jobagent.job import kit as kits
 from jobagent.job.requirements import requirement_of

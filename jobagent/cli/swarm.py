@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobagent.central.plot import Sample, plot_traffic, read_samples, write_samples
+from jobagent.central.services.plot import Sample, plot_traffic, read_samples, write_samples
 from jobagent.config import Config, load
 from jobagent.errors import CatalogueUnreachable, UsageError
 

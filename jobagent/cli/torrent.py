@@ -7,7 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from jobagent.central import torrents
+from jobagent.central.packaging import torrents
 from jobagent.errors import HostileArchive, UsageError
 
 MAX_FILE_BYTES = 64 << 20  # more than any torrent; what is accepted is bounded by torrents.check

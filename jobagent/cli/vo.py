@@ -6,8 +6,8 @@ import argparse
 
 from securesystemslib.signer import SSlibKey
 
-from jobagent.central.keys import KeyStore
-from jobagent.central.repository import Repository
+from jobagent.central.catalogue.keys import KeyStore
+from jobagent.central.catalogue.repository import Repository
 from jobagent.cli import managing
 from jobagent.errors import UsageError
 from jobagent.model import namespace_of

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobagent.condor import relocation
+from jobagent.condor.pilots import relocation
 from jobagent.errors import ConfigurationError, SupplyError
 
 SUITES = ("sid", "trixie")  # HTCondor 25.x of Debian unstable, 23.x of Debian stable

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
-from jobagent.condor.elements import Element
+from jobagent.condor.pilots.elements import Element
 from jobagent.testing.barenode import BareNode
 from jobagent.testing.grid import Grid
 from jobagent.testing.instance import Instance, free_port

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from jobagent.condor import configure
-from jobagent.condor.configure import Installation
+from jobagent.condor.execution_point import configure
+from jobagent.condor.execution_point.configure import Installation
 from jobagent.node import client
 from jobagent.testing import accounts
 from jobagent.testing.instance import Instance

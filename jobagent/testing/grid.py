@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from jobagent.condor.glidein import build_of
+from jobagent.condor.pilots.glidein import build_of
 from jobagent.testing import condor_tree, interpreter
 from jobagent.testing.barenode import BareNode, Lan
 from jobagent.testing.condor_tree import CondorTree

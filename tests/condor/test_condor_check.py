@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from condor_site import Site
 
-from jobagent.condor import doctor
-from jobagent.condor.configure import ROLES, Installation, plan, template, write
-from jobagent.condor.doctor import Disk, Facts, Level, Web
-from jobagent.condor.facts import parameters_of
+from jobagent.condor.execution_point import doctor
+from jobagent.condor.execution_point.configure import ROLES, Installation, plan, template, write
+from jobagent.condor.execution_point.doctor import Disk, Facts, Level, Web
+from jobagent.condor.execution_point.facts import parameters_of
 from jobagent.errors import ConfigurationError
 from jobagent.testing import equipped
 from jobagent.testing.equipped import EquippedPoint

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobagent.condor import environment, longform
+from jobagent.condor.language import environment, longform
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,20}", fullmatch=True)
 texts = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\n\r"), max_size=60)

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobagent
-from jobagent.condor import hooks, transfer
-from jobagent.condor.startd_cron import of_status, unavailable
+from jobagent.condor.execution_point import hooks, transfer
+from jobagent.condor.execution_point.startd_cron import of_status, unavailable
 
 CODE = Path(jobagent.__file__).parent.parent
 AD = b'ClusterId = 7\nProcId = 1\nEnvironment = "A=1"\nPackages = { "VO_ALICE@Tool::1" }\nOther = "x"\n'
@@ -28,7 +28,7 @@ def run_hook(ad: bytes, path: Path, **limits: float) -> subprocess.CompletedProc
     """Run the prepare hook as the starter does: a program of its own, without site-packages."""
     words = ", ".join(f"{name}={value}" for name, value in limits.items())
     code = (
-        f"import sys; sys.path.insert(0, {str(CODE)!r}); from jobagent.condor.hooks import main; "
+        f"import sys; sys.path.insert(0, {str(CODE)!r}); from jobagent.condor.execution_point.hooks import main; "
         f"sys.exit(main({str(path)!r}, {words}))"
     )
     argv = [sys.executable, "-I", "-S", "-X", "importtime", "-c", code]
@@ -202,7 +202,7 @@ def test_another_url_than_torrent_is_refused(url: str) -> None:
 
 def test_programs_are_plain_words_for_any_path(tmp_path: Path) -> None:
     """Blanks and quotes in paths of the installation reach no shell as syntax."""
-    from jobagent.condor.configure import Installation, plan, write
+    from jobagent.condor.execution_point.configure import Installation, plan, write
 
     odd = tmp_path / "a b'c\"d$(e)"
     write(plan(Installation((sys.executable,), CODE, odd / "bin", odd / "config.d", odd / "s")))

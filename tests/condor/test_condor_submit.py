@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from condor_site import Site
 
-from jobagent.condor import arguments as notation
-from jobagent.condor import environment
-from jobagent.condor import submit as submit_files
+from jobagent.condor.language import arguments as notation
+from jobagent.condor.language import environment
+from jobagent.condor.language import submit as submit_files
 from jobagent.testing import joblog
 
 pytestmark = pytest.mark.condor

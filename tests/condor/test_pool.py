@@ -14,7 +14,7 @@ import pytest
 from condor_site import Packages, Site
 
 from jobagent import processes
-from jobagent.condor import relocation
+from jobagent.condor.pilots import relocation
 from jobagent.errors import ScratchUnusable
 from jobagent.testing import condor_tree, equipped, joblog
 from jobagent.testing.accounts import Account

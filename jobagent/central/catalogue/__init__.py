@@ -1,0 +1,1 @@
+"""The signed catalogue on disk: roles, keys, ceremonies."""

@@ -1,0 +1,1 @@
+"""What a pilot needs on a bare node: its script and the bundle."""

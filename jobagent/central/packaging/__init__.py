@@ -1,0 +1,1 @@
+"""Software of any origin → archives, torrents and bills of materials."""

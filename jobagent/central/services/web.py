@@ -1,0 +1,267 @@
+"""The central services on one HTTP port: catalogue files, tracker, status page, metrics.
+
+An ASGI application that knows HTTP and leaves every decision to the tracker's rules.  Only the four directories of a
+catalogue are served, whatever else lies beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobagent.central.packaging import torrents
+from jobagent.central.services import announces, tokens
+from jobagent.central.services.neighbours import Neighbourhood
+from jobagent.central.services.pilotweb import SCRIPT, PilotEndpoint
+from jobagent.central.services.seeder import CatalogueSeeder
+from jobagent.central.services.tracker import Announce, Refused, Tracker
+from jobagent.central.services.watch import CatalogueWatch
+from jobagent.errors import HostileArchive
+
+_INFOHASH_V2 = re.compile(r"[0-9a-f]{64}")
+CATALOGUE_DIRECTORIES = ("metadata", "archives", "torrents", "objects")
+
+
+@dataclass(slots=True)
+class Services:
+    """What runs in this process; None is what does not."""
+
+    watch: CatalogueWatch
+    tracker: Tracker | None = None
+    seeder: CatalogueSeeder | None = None
+    directory: Path | None = None
+    token_keys: Mapping[str, Ed25519PublicKey] = dataclasses.field(default_factory=dict)
+    advertise: str = ""
+    http_bytes: int = 0
+    neighbourhood: Neighbourhood = dataclasses.field(default_factory=lambda: Neighbourhood(clock=time.monotonic))
+
+
+def build(services: Services) -> Starlette:
+    """Return the application for `services`."""
+    routes: list[BaseRoute] = [
+        Route("/", _page(services)),
+        Route("/status.json", _status(services)),
+        Route("/metrics", _metrics(services)),
+    ]
+    if services.tracker is not None:
+        routes += [
+            Route("/announce", AnnounceEndpoint(services, services.tracker)),
+            Route("/scrape", ScrapeEndpoint(services.tracker)),
+        ]
+    if services.directory is not None:
+        routes.append(Route("/torrents/v1/{infohash}.torrent", _legacy_torrent(services.directory)))
+        for name in CATALOGUE_DIRECTORIES:
+            files = StaticFiles(directory=services.directory / name, check_dir=False)
+            routes.append(Mount(f"/{name}", app=_Counted(files, services)))
+        pilots = _Counted(PilotEndpoint(services.directory, services.neighbourhood), services)
+        routes += [Mount("/pilot", app=pilots), Route(f"/{SCRIPT}", pilots)]
+    return Starlette(routes=routes)
+
+
+class AnnounceEndpoint:
+    """`/announce` as an ASGI application: the query is bytes, which no text-minded framework keeps intact."""
+
+    def __init__(self, services: Services, tracker: Tracker) -> None:
+        self._services = services
+        self._tracker = tracker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one announce; a refusal is a bencoded `failure reason` with status 200, as clients expect."""
+        try:
+            asker = ipaddress.ip_address(scope["client"][0])
+            server = ipaddress.ip_address(self._services.advertise or scope["server"][0])
+            query = announces.parse(scope["query_string"], asker, server)
+            answer = self._tracker.announce(self._qualified(query))
+            body = announces.encode_answer(answer, is_compact=query.is_compact, asker=asker)
+        except (Refused, tokens.TokenRefused) as error:
+            body = announces.encode_failure(error.cause_line)
+        await _send(send, body)
+
+    def _qualified(self, query: announces.AnnounceQuery) -> Announce:
+        """Add what the token says; raises TokenRefused where one is needed and not valid."""
+        if not self._services.token_keys or not (query.token or self._tracker.policy.needs_token):
+            return query.announce
+        claims = tokens.verify(query.token, self._services.token_keys, now_s=time.time())
+        return dataclasses.replace(query.announce, namespace=claims.namespace, site=claims.site)
+
+
+class ScrapeEndpoint:
+    """`/scrape` (BEP 48)."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one scrape; unknown infohashes are left out."""
+        try:
+            wanted = announces.scraped_infohashes(scope["query_string"])
+            found = {infohash: self._tracker.scrape(infohash) for infohash in wanted}
+            body = announces.encode_scrape({k: v for k, v in found.items() if v is not None})
+        except Refused as error:
+            body = announces.encode_failure(error.cause_line)
+        await _send(send, body)
+
+
+async def _send(send: Send, body: bytes) -> None:
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Counted:
+    """Counts the bytes of files that are sent."""
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app = app
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                self._services.http_bytes += len(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, receive, counted)
+
+
+async def _seeder_numbers(services: Services) -> Mapping[str, float]:
+    """The seeder's counters, asked outside the event loop because libtorrent may take a while to answer."""
+    return await run_in_threadpool(services.seeder.status) if services.seeder else {}
+
+
+def status(services: Services, seeder: Mapping[str, float]) -> dict[str, object]:
+    """Everything that the status page shows; plain JSON values, sizes in bytes, times in seconds since the epoch."""
+    snapshot = services.watch.snapshot()
+    seeded = services.seeder.seeded() if services.seeder else {}
+    packages = []
+    for package in snapshot.packages if snapshot else ():
+        counts = services.tracker.counts(package.key) if services.tracker else None
+        packages.append(
+            {
+                "package": str(package.id),
+                "platform": package.platform,
+                "state": str(package.state),
+                "description": package.description,
+                "published_s": package.published_s,
+                "sha256": package.key,
+                "size_bytes": package.archive.size_bytes,
+                "infohash_v2": package.archive.infohash_v2,
+                "is_seeded": package.key in seeded,
+                "complete": counts.complete if counts else 0,
+                "incomplete": counts.incomplete if counts else 0,
+                "downloaded": counts.downloaded if counts else 0,
+                "transferred_bytes": counts.transferred_bytes if counts else 0,
+                "sites": dict(counts.by_site) if counts else {},
+            }
+        )
+    return {
+        "time_s": time.time(),
+        "catalogue": {
+            "is_verified": snapshot is not None,
+            "version": snapshot.freshness.version if snapshot else 0,
+            "expires_s": snapshot.freshness.expires_s if snapshot else 0,
+            "error": services.watch.last_error,
+        },
+        "packages": packages,
+        "server": {
+            "seeder": dict(seeder),
+            "http_bytes": services.http_bytes,
+            "announces": services.tracker.announces if services.tracker else 0,
+            "refusals": services.tracker.refusals if services.tracker else 0,
+            "peers": services.tracker.peer_count if services.tracker else 0,
+        },
+    }
+
+
+def metrics(services: Services, seeder: Mapping[str, float]) -> str:
+    """The numbers of `status` in Prometheus' text format."""
+    lines: list[str] = []
+
+    def family(name: str, kind: str, samples: Mapping[str, float]) -> None:
+        lines.append(f"# TYPE jobagent_{name} {kind}")
+        lines.extend(f"jobagent_{name}{labels} {value:.17g}" for labels, value in samples.items())
+
+    tracker, snapshot = services.tracker, services.watch.snapshot()
+    family("catalogue_expires_seconds", "gauge", {"": snapshot.freshness.expires_s if snapshot else 0})
+    family("http_sent_bytes_total", "counter", {"": services.http_bytes})
+    if seeder:
+        family("seeder_sent_bytes_total", "counter", {"": seeder["upload_bytes"]})
+        family("seeder_peers", "gauge", {"": seeder["peers"]})
+        family("seeder_packages", "gauge", {"": seeder["seeding"]})
+    if tracker is not None:
+        family("tracker_announces_total", "counter", {"": tracker.announces})
+        family("tracker_refusals_total", "counter", {"": tracker.refusals})
+        family("tracker_peers", "gauge", {"": tracker.peer_count})
+        counted = {
+            f'{{package="{package.id}",platform="{_escaped(package.platform)}"}}': tracker.counts(package.key)
+            for package in (snapshot.packages if snapshot else ())
+        }
+        family("swarm_complete", "gauge", {k: c.complete for k, c in counted.items()})
+        family("swarm_incomplete", "gauge", {k: c.incomplete for k, c in counted.items()})
+        family("swarm_completions_total", "counter", {k: c.downloaded for k, c in counted.items()})
+        family("swarm_received_bytes_total", "counter", {k: c.transferred_bytes for k, c in counted.items()})
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+# Handlers of a few synchronous lines: `async` keeps them in the event loop, which alone may touch the tracker.
+
+
+def _page(services: Services) -> Callable[[Request], object]:
+    text = importlib.resources.files("jobagent.central.services").joinpath("status.html").read_text(encoding="utf-8")
+
+    async def page(request: Request) -> HTMLResponse:
+        return HTMLResponse(text)
+
+    return page
+
+
+def _status(services: Services) -> Callable[[Request], object]:
+    async def answer(request: Request) -> JSONResponse:
+        return JSONResponse(status(services, await _seeder_numbers(services)), headers={"cache-control": "no-store"})
+
+    return answer
+
+
+def _legacy_torrent(directory: Path) -> Callable[[Request], object]:
+    """A torrent for clients that know only BEP 3, with our tracker inside; named by the v2 infohash."""
+
+    def answer(request: Request) -> Response:
+        infohash = request.path_params["infohash"]
+        if not _INFOHASH_V2.fullmatch(infohash):
+            return Response(status_code=404)
+        try:
+            hybrid = (directory / "torrents" / f"{infohash}.torrent").read_bytes()
+            made = torrents.legacy(hybrid, f"{request.base_url}announce")
+        except (OSError, HostileArchive):
+            return Response(status_code=404)
+        return Response(made.data, media_type="application/x-bittorrent")
+
+    return answer
+
+
+def _metrics(services: Services) -> Callable[[Request], object]:
+    async def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(
+            metrics(services, await _seeder_numbers(services)), media_type="text/plain; version=0.0.4"
+        )
+
+    return answer

@@ -1,0 +1,1 @@
+"""Where users submit: translation, the schedd's queue, what it says of jobs."""

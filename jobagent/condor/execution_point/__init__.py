@@ -1,0 +1,1 @@
+"""Where jobs run: hooks, transfer plugin, machine attributes, configuration and its doctor."""

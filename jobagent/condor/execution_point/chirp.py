@@ -1,0 +1,57 @@
+"""Tell the starter of a job's new attributes, over the socket that it keeps for the job (HTCondor's Chirp protocol).
+
+What a hook prints changes the starter's copy of the job ad only; what goes through here reaches the queue, the
+history and, in the next update, the user log.  The starter takes delayed updates of attributes that
+`CHIRP_DELAYED_UPDATE_PREFIX` names; it needs no `+WantIOProxy` in the job.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+from jobagent.condor.language import longform
+
+CONFIG_VARIABLE = "_CONDOR_CHIRP_CONFIG"
+LINE_MAX_BYTES = 1000  # CHIRP_LINE_MAX of HTCondor is 1024 with the newline and NUL
+_ESCAPED = str.maketrans({sign: "\\" + sign for sign in "\\ \t\n"})
+
+
+class Chirp:
+    """One connection to the starter; a context manager.  Every failure is an OSError."""
+
+    def __init__(self, config: str, *, timeout_s: float = 5.0) -> None:
+        """Connect with the contents of `.chirp.config`: host, port and cookie."""
+        host, port, cookie = config.split()[:3]
+        self._socket = socket.create_connection((host, int(port)), timeout_s)
+        self._answers = self._socket.makefile("rb")
+        self._call("cookie", cookie)
+
+    def __enter__(self) -> Chirp:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._answers.close()
+        self._socket.close()
+
+    def update(self, attributes: Mapping[str, longform.Value]) -> None:
+        """Set attributes of the job, with the starter's next update to the shadow."""
+        for name, value in attributes.items():
+            self._call("set_job_attr_delayed", name, longform.literal(value))
+
+    def log(self, text: str) -> bool:
+        """Write an event to the user log; False where the job does not allow it (`+WantRemoteUpdates`)."""
+        try:
+            self._call("ulog", text)
+        except OSError:
+            return False
+        return True
+
+    def _call(self, *words: str) -> None:
+        line = " ".join(word.translate(_ESCAPED) for word in words).encode()
+        if len(line) > LINE_MAX_BYTES:
+            raise OSError(f"{words[0]} {words[1]}: {len(line)} bytes are too many for the starter")
+        self._socket.sendall(line + b"\n")
+        answer = self._answers.readline(64).strip()
+        if not answer or int(answer) < 0:
+            raise OSError(f"the starter refused {words[0]}: {answer.decode(errors='replace') or 'connection closed'}")

@@ -1,0 +1,1 @@
+"""Job descriptions: JDL, submit files, ClassAds → `Job`."""

@@ -1,0 +1,1 @@
+"""Pilots and what they become: compute elements, the factory, the glide-in."""
