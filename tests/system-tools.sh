@@ -14,6 +14,8 @@ need busybox busybox
 need gcc gcc
 need g++ g++
 need strip binutils
+need shellcheck shellcheck
+need opentracker opentracker
 need ip iproute2
 need dpkg-deb dpkg
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"

@@ -191,7 +191,7 @@ class BareNode:
     def written(self) -> list[str]:
         """Return the paths of all files that were written on the node."""
         upper = self.disk / "upper"
-        return sorted(f"/{path.relative_to(upper)}" for path in upper.rglob("*") if not path.is_dir())
+        return sorted(f"/{path.relative_to(upper)}" for path in entries_below(upper) if not path.is_dir())
 
     def start(
         self, *argv: str, environment: Mapping[str, str] | None = None, is_root: bool = False
@@ -240,3 +240,8 @@ def _run(argv: Sequence[str], *, timeout_s: float = TOOL_TIMEOUT_S) -> str:
     if done.returncode:
         raise ConfigurationError(f"{' '.join(argv[:6])} failed: {done.stderr[-500:]}")
     return done.stdout
+
+
+def entries_below(top: Path) -> list[Path]:
+    """Return all that lies below a directory, also while programs remove some of it."""
+    return [Path(where, name) for where, folders, files in os.walk(top) for name in (*folders, *files)]

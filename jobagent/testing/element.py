@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from jobagent.condor.pilots.elements import Element
-from jobagent.testing.barenode import BareNode
+from jobagent.testing.barenode import BareNode, entries_below
 from jobagent.testing.grid import Grid
 from jobagent.testing.instance import Instance, free_port
 from jobagent.testing.pool import Pool
@@ -105,7 +105,7 @@ class Site:
         """What pilots and jobs have left on the nodes' disks; the batch system's own files do not count."""
         found = [path for node in self.nodes for path in node.written()]
         for execute in self._executes:
-            found += [str(path) for path in execute.rglob("*")]
+            found += map(str, entries_below(execute))
         return found
 
     # inside
