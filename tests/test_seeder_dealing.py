@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
-from jobagent.central.services.dealing import (
+from jobagent.central.services.dealing import DealingSeeder
+from jobagent.central.services.peerwire import (
     BITFIELD,
     HAVE,
     HAVE_ALL,
@@ -24,7 +25,6 @@ from jobagent.central.services.dealing import (
     REJECT,
     REQUEST,
     UNCHOKE,
-    DealingSeeder,
 )
 from jobagent.errors import ConfigurationError, NoFreePort
 from tests.swarm_field import address, agents, central, publish, wait_until
