@@ -9,9 +9,10 @@ import threading
 from pathlib import Path
 
 from jobagent import durable
-from jobagent.central.services.host import CentralHost, HostOptions
+from jobagent.central.services.host import CentralHost, HostOptions, SiteHost
 from jobagent.central.services.settings import CentralSettings
 from jobagent.config import Config, load
+from jobagent_catalogue.settings import CatalogueSettings
 from jobagent_swarm.settings import SwarmSettings
 
 
@@ -35,8 +36,9 @@ def listening(parser: argparse.ArgumentParser, *, port: int) -> None:
 
 
 def configuration(path: Path | None) -> Config:
-    """Load the host's configuration: `[central]`, `[swarm]` and `[site]`."""
+    """Load the host's configuration: `[central]`, `[swarm]`, `[catalogue]` and `[site]`."""
     config = load(path)
+    config.declare("catalogue", CatalogueSettings)
     config.declare("central", CentralSettings)
     config.declare("swarm", SwarmSettings)
     return config
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return serve(CentralHost(options, configuration(args.config)), args.port_file)
 
 
-def serve(host: CentralHost, port_file: Path | None) -> int:
+def serve(host: CentralHost | SiteHost, port_file: Path | None) -> int:
     """Run `host` until a signal; prints its URL when everything answers."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

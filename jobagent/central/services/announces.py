@@ -51,16 +51,20 @@ def parse(query: bytes, address: Address, server: Address | None = None) -> Anno
     announce = Announce(
         infohash=infohash,
         peer_id=peer_id,
-        address=_plain(address),
+        address=plain(address),
         port=port,
         left=_number(values, b"left", 1),
         downloaded=_number(values, b"downloaded", 0),
         event=Event(name) if name in set(Event) else Event.NONE,  # BEP 21's `paused` is a regular announce
         wanted=_wanted(values),
-        server=_plain(server) if server else None,
+        server=plain(server) if server else None,
     )
-    token = values.get(b"k", b"").decode("ascii", "replace")
-    return AnnounceQuery(announce, token, values.get(b"compact", b"1") != b"0")
+    return AnnounceQuery(announce, token_of(query), values.get(b"compact", b"1") != b"0")
+
+
+def token_of(query: bytes) -> str:
+    """Return the token of a query that is no announce; raises Refused where the query is too long."""
+    return dict(split(query)).get(b"k", b"").decode("ascii", "replace")
 
 
 def encode_answer(answer: Answer, *, is_compact: bool, asker: Address) -> bytes:
@@ -70,7 +74,7 @@ def encode_answer(answer: Answer, *, is_compact: bool, asker: Address) -> bytes:
         b"incomplete": answer.incomplete,
         b"interval": answer.interval_s,
         b"min interval": answer.min_interval_s,
-        b"external ip": _plain(asker).packed,
+        b"external ip": plain(asker).packed,
     }
     if is_compact:
         reply[b"peers"] = _compact(p for p in answer.peers if p.address.version == 4)
@@ -119,7 +123,7 @@ def _number(values: Mapping[bytes, bytes], key: bytes, default: int, *, lowest: 
     return int(text)
 
 
-def _plain(address: Address) -> Address:
+def plain(address: Address) -> Address:
     """An IPv4 address that arrived on a dual-stack socket is an IPv4 address."""
     mapped = address.ipv4_mapped if address.version == 6 else None
     return mapped or address

@@ -1,4 +1,4 @@
-"""One process of central services: the object graph of `jobagent serve`, `jobagent tracker` and `jobagent seeder`."""
+"""One process of central services: the object graph of `jobagent serve`, `tracker` and `seeder`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from jobagent.central.catalogue.repository import Repository
 from jobagent.central.services.neighbours import Neighbourhood
 from jobagent.central.services.seeder import CatalogueSeeder
 from jobagent.central.services.settings import CentralSettings, parse_sites, read_token_keys
+from jobagent.central.services.siteseeder import SiteSeeder
+from jobagent.central.services.siteshelf import SiteShelf
 from jobagent.central.services.tracker import Tracker
 from jobagent.central.services.watch import CatalogueWatch
 from jobagent.central.services.web import Services, build
@@ -132,6 +134,42 @@ class CentralHost:
 
     def _port_of(self, key: str) -> int:
         return self.seeder.port_of(key) if self.seeder is not None else 0
+
+
+class SiteHost:
+    """A site seeder with its status page: the object graph of `jobagent seeder --site`.
+
+    Raises:
+        ConfigurationError: `[catalogue]` is not set, another seeder uses the directory, or a setting is wrong.
+        NoFreePort: The port is taken.
+        ScratchUnusable: The directory cannot be used.
+    """
+
+    def __init__(self, directory: Path, quota_bytes: int, config: Config, *, host: str, port: int) -> None:
+        source = config.get(CatalogueSettings)
+        if not source.urls or source.root == Path():
+            raise ConfigurationError(
+                "a site seeder needs the catalogue", remedy="set [catalogue] urls and root as on the site's nodes"
+            )
+        self._shelf = SiteShelf(directory, quota_bytes)
+        catalogue = SignedCatalogue(source, directory / "catalogue", Events())
+        self.watch = CatalogueWatch(catalogue, period_s=config.get(CentralSettings).refresh_s)
+        addresses = () if host in WILDCARDS else (host,)
+        self.seeder = SiteSeeder(self._shelf, self.watch, config, addresses=addresses)
+        self.web = WebServer(build(Services(self.watch, seeder=self.seeder)), host, port)
+
+    def start(self) -> None:
+        """Start; when it returns the status page answers."""
+        self.seeder.start()
+        self.watch.start()
+        self.web.start()
+
+    def stop(self) -> None:
+        """Stop within a few seconds; what was fetched stays, what was not complete is taken up the next time."""
+        self.web.stop()
+        self.watch.stop()
+        self.seeder.close()
+        self._shelf.close()
 
 
 class _Renewal:

@@ -144,7 +144,7 @@ class CatalogueSeeder:
     def _seed(self, package: Package, catalogue: Catalogue) -> bool:
         archive = self._directory / "archives" / package.key / package.archive.file_name
         try:
-            if package.key not in self._refused and not _has_digest(archive, package.key):
+            if package.key not in self._refused and not has_digest(archive, package.key):
                 log.error("%s is not what was signed: it is not seeded", archive)
                 self._refused.add(package.key)
             if package.key in self._refused:
@@ -161,6 +161,7 @@ class CatalogueSeeder:
         return True
 
 
-def _has_digest(path: Path, sha256: str) -> bool:
+def has_digest(path: Path, sha256: str) -> bool:
+    """Whether a file has the signed content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() == sha256

@@ -229,6 +229,22 @@ class Tracker:
         allowed = self._allow_list()
         return self.counts(allowed[infohash].key) if infohash in allowed else None
 
+    def wanted(self, address: Address, site: str = "") -> list[str]:
+        """Return the keys of the swarms in which nodes of the asker's site are; its `site` may be signed.
+
+        Raises:
+            Refused: The asker is of no known site.
+        """
+        self._sweep(self._clock())
+        site = site or self._sites.of(address)
+        if not site:
+            raise Refused(f"no site of {address} is known")
+        return [
+            key
+            for key, swarm in self._swarms.items()
+            if any(p.site == site and not p.is_seeder for p in swarm.peers.values())
+        ]
+
     def counts(self, key: str) -> Counts:
         """Return the numbers of the swarm of that key."""
         swarm = self._swarms.get(key) or _Swarm()

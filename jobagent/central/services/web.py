@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.applications import Starlette
@@ -28,13 +29,23 @@ from jobagent.central.packaging import torrents
 from jobagent.central.services import announces, tokens
 from jobagent.central.services.neighbours import Neighbourhood
 from jobagent.central.services.pilotweb import SCRIPT, PilotEndpoint
-from jobagent.central.services.seeder import CatalogueSeeder
 from jobagent.central.services.tracker import Announce, Refused, Tracker
 from jobagent.central.services.watch import CatalogueWatch
 from jobagent.errors import HostileArchive
+from jobagent.model import Package
 
 _INFOHASH_V2 = re.compile(r"[0-9a-f]{64}")
 CATALOGUE_DIRECTORIES = ("metadata", "archives", "torrents", "objects")
+
+
+class Seeding(Protocol):
+    """A seeder as it is shown."""
+
+    def seeded(self) -> Mapping[str, Package]:
+        """What is offered now, by digest."""
+
+    def status(self) -> Mapping[str, float]:
+        """Counters."""
 
 
 @dataclass(slots=True)
@@ -43,7 +54,7 @@ class Services:
 
     watch: CatalogueWatch
     tracker: Tracker | None = None
-    seeder: CatalogueSeeder | None = None
+    seeder: Seeding | None = None
     directory: Path | None = None
     token_keys: Mapping[str, Ed25519PublicKey] = dataclasses.field(default_factory=dict)
     advertise: str = ""
@@ -62,6 +73,7 @@ def build(services: Services) -> Starlette:
         routes += [
             Route("/announce", AnnounceEndpoint(services, services.tracker)),
             Route("/scrape", ScrapeEndpoint(services.tracker)),
+            Route("/wanted", _wanted(services, services.tracker)),
         ]
     if services.directory is not None:
         routes.append(Route("/torrents/v1/{infohash}.torrent", _legacy_torrent(services.directory)))
@@ -94,10 +106,17 @@ class AnnounceEndpoint:
 
     def _qualified(self, query: announces.AnnounceQuery) -> Announce:
         """Add what the token says; raises TokenRefused where one is needed and not valid."""
-        if not self._services.token_keys or not (query.token or self._tracker.policy.needs_token):
+        claims = _claims(self._services, self._tracker, query.token)
+        if claims is None:
             return query.announce
-        claims = tokens.verify(query.token, self._services.token_keys, now_s=time.time())
         return dataclasses.replace(query.announce, namespace=claims.namespace, site=claims.site)
+
+
+def _claims(services: Services, tracker: Tracker, token: str) -> tokens.Claims | None:
+    """What a token says, None where none is given and none needed; raises TokenRefused."""
+    if not services.token_keys or not (token or tracker.policy.needs_token):
+        return None
+    return tokens.verify(token, services.token_keys, now_s=time.time())
 
 
 class ScrapeEndpoint:
@@ -237,6 +256,21 @@ def _page(services: Services) -> Callable[[Request], object]:
 def _status(services: Services) -> Callable[[Request], object]:
     async def answer(request: Request) -> JSONResponse:
         return JSONResponse(status(services, await _seeder_numbers(services)), headers={"cache-control": "no-store"})
+
+    return answer
+
+
+def _wanted(services: Services, tracker: Tracker) -> Callable[[Request], object]:
+    """`/wanted`: digests of the archives that nodes of the asker's site have or want, for its site seeder."""
+
+    async def answer(request: Request) -> JSONResponse:
+        try:
+            claims = _claims(services, tracker, announces.token_of(request.scope["query_string"]))
+            asker = announces.plain(ipaddress.ip_address(request.scope["client"][0]))
+            swarms = tracker.wanted(asker, claims.site if claims else "")
+        except (Refused, tokens.TokenRefused) as error:
+            return JSONResponse({"failure": error.cause_line})
+        return JSONResponse({"swarms": swarms})
 
     return answer
 

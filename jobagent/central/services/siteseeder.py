@@ -1,0 +1,238 @@
+"""The seeder of a site, on a VO-box: it brings what the site's nodes use across the wide area once, and keeps it.
+
+The tracker says which packages nodes of the site have or want (`wanted`).  Those are fetched through the swarm like
+on any node, verified, and offered; the tracker then sends the site's nodes here, and only this seeder outside.
+What was not used for longest goes when the quota is full; what is banned goes at once.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from jobagent.central.services.seeder import has_digest
+from jobagent.central.services.siteshelf import SiteShelf
+from jobagent.central.services.watch import CatalogueWatch, Snapshot
+from jobagent.config import Config
+from jobagent.contracts import Context, Order
+from jobagent.errors import JobAgentError
+from jobagent.events import Events
+from jobagent.model import Package
+from jobagent_swarm.session import Role
+from jobagent_swarm.site import options_of
+from jobagent_swarm.swarm import Swarm
+
+log = logging.getLogger("jobagent.central")
+
+POLL_S = 5.0
+ASK_TIMEOUT_S = 5.0
+MAX_ANSWER_BYTES = 8 << 20
+PARALLEL_FETCHES = 4
+FETCH_TIMEOUT_S = 6 * 3600.0
+RETRY_S = 30.0
+
+
+class SiteSeeder:
+    """Follows the demand of one site.
+
+    Args:
+        shelf: What it keeps.
+        watch: The verified catalogue; `start` subscribes to it.
+        config: `[swarm]` and `[site]`, as on the site's nodes.
+        addresses: To listen on, instead of the site's.
+        poll_s: Seconds between questions to the trackers.
+    """
+
+    def __init__(
+        self,
+        shelf: SiteShelf,
+        watch: CatalogueWatch,
+        config: Config,
+        *,
+        addresses: tuple[str, ...] = (),
+        poll_s: float = POLL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._shelf = shelf
+        self._watch = watch
+        self._clock = clock
+        self._poll_s = poll_s
+        options = options_of(config, Role.SEEDER)
+        self._trackers = options.trackers
+        self._address = next(iter(addresses or options.addresses), "")
+        self._swarm = Swarm(Context(config, shelf.directory, Events(), ""), role=Role.SEEDER, addresses=addresses)
+        self._packages: Mapping[str, Package] = {}
+        self._lock = threading.Lock()
+        self._offered: dict[str, Package] = {}
+        self._fetching: dict[str, tuple[Future[None], threading.Event]] = {}
+        self._retry_s: dict[str, float] = {}
+        self._said: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(PARALLEL_FETCHES, thread_name_prefix="site-fetch")
+        self._thread = threading.Thread(target=self._run, name="site-seeder", daemon=True)
+
+    def start(self) -> None:
+        """Begin; needs a watch that has not started, or that will see another snapshot."""
+        self._watch.subscribe(self._update)
+        self._swarm.open()
+        self._thread.start()
+
+    def seeded(self) -> Mapping[str, Package]:
+        """What is offered now, by digest."""
+        with self._lock:
+            return dict(self._offered)
+
+    def status(self) -> Mapping[str, float]:
+        """Counters, as of any `Seeder`, and the bytes that are kept."""
+        return {**self._swarm.status(), "kept_bytes": float(self._shelf.used_bytes())}
+
+    def close(self) -> None:
+        """End all fetches and leave the swarms; what was fetched stays.  Idempotent."""
+        self._stopping.set()
+        for _, cancelled in list(self._fetching.values()):
+            cancelled.set()
+        if self._thread.is_alive():
+            self._thread.join(ASK_TIMEOUT_S + 1)
+        self._pool.shutdown(cancel_futures=True)
+        self._swarm.close()
+
+    def _update(self, snapshot: Snapshot | None) -> None:
+        """Take the new catalogue; without one what is offered stays."""
+        if snapshot is not None:
+            self._packages = {p.key: p for p in snapshot.packages}
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._turn()
+            except OSError as error:  # the directory: said, and tried again
+                self._say("directory", f"site seeder: {error}")
+            if self._stopping.wait(self._poll_s):
+                return
+
+    def _turn(self) -> None:
+        """One look at what the site wants."""
+        packages = self._packages
+        if not packages:
+            return
+        self._fetching = {d: job for d, job in self._fetching.items() if not job[0].done()}
+        for digest in self._shelf.kept():
+            if digest not in packages:
+                self._drop(digest)
+        wanted = [d for d in self._wanted() if d in packages]
+        for digest in wanted:
+            self._shelf.used(digest)
+        for digest in wanted:
+            self._begin(packages[digest], {*wanted, *self._fetching})
+        for digest in self._shelf.kept():  # from an earlier life
+            if digest in packages and self._shelf.path_of(packages[digest].archive).exists():
+                self._begin(packages[digest], {*wanted, *self._fetching})
+
+    def _begin(self, package: Package, needed: set[str]) -> None:
+        """Have a package fetched and offered, unless it is, or failed a moment ago."""
+        is_due = self._clock() >= self._retry_s.get(package.key, 0.0)
+        if package.key in self._offered or package.key in self._fetching or not is_due:
+            return
+        try:
+            for victim in self._shelf.plan(package.archive, needed):
+                log.info("%s goes: the site has not used it for longest", victim[:12])
+                self._drop(victim)
+        except JobAgentError as error:
+            self._say(package.key, f"cannot keep {package.id}: {error}")
+            self._retry_s[package.key] = self._clock() + RETRY_S
+            return
+        cancelled = threading.Event()
+        self._fetching[package.key] = (self._pool.submit(self._fetch, package, cancelled), cancelled)
+
+    def _fetch(self, package: Package, cancelled: threading.Event) -> None:
+        """Have the archive, verified, and offer it."""
+        archive = package.archive
+        target = self._shelf.path_of(archive)
+        try:
+            torrent = self._watch.catalogue.torrent(archive)
+            if not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                urls = tuple(self._watch.catalogue.urls(package))
+                deadline = time.monotonic() + FETCH_TIMEOUT_S
+                traffic = self._swarm.fetch(Order(package, torrent, urls, target, deadline, cancelled=cancelled))
+                log.info("fetched %s: %s", package.id, traffic)
+            if not has_digest(target, package.key):
+                self._swarm.unseed(package.key)
+                self._shelf.drop(package.key)
+                raise OSError(f"{target} was not what was signed")
+            self._swarm.seed(package, target, torrent)
+        except (JobAgentError, OSError) as error:
+            if not self._stopping.is_set():
+                self._say(package.key, f"cannot offer {package.id} to the site: {error}")
+            self._retry_s[package.key] = self._clock() + RETRY_S
+            return
+        with self._lock:
+            self._offered[package.key] = package
+        self._said.pop(package.key, None)
+        log.info("offering %s to the site (%s)", package.id, package.key[:12])
+
+    def _drop(self, digest: str) -> None:
+        """Offer it no more, and delete it."""
+        if digest in self._fetching:
+            self._fetching[digest][1].set()
+            return  # it is deleted when the fetch has ended
+        with self._lock:
+            self._offered.pop(digest, None)
+        self._swarm.unseed(digest)
+        self._shelf.drop(digest)
+
+    def _wanted(self) -> list[str]:
+        """What the site uses by the word of all trackers; one that does not answer is said once."""
+        found: dict[str, None] = {}
+        for tracker in self._trackers:
+            try:
+                found |= dict.fromkeys(ask_wanted(tracker, self._address))
+                self._said.pop(tracker, None)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                self._say(tracker, f"tracker {tracker.partition('?')[0]} does not say what the site wants: {error}")
+        return list(found)
+
+    def _say(self, about: str, message: str) -> None:
+        """Log a trouble once, until it is over or another."""
+        if self._said.get(about) != message:
+            log.warning(message)
+        self._said[about] = message
+
+
+def ask_wanted(tracker: str, address: str = "") -> Sequence[str]:
+    """Ask the tracker of an announce URL which archives nodes of our site have or want; return their digests.
+
+    `address` is asked from; it decides about the site.
+
+    Raises:
+        OSError, http.client.HTTPException: It does not answer.
+        ValueError: It knows no site of ours, or talks nonsense.
+    """
+    url = urllib.parse.urlsplit(tracker)
+    source = (address, 0) if address else None
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    connection = kind(url.hostname or "", url.port, timeout=ASK_TIMEOUT_S, source_address=source)
+    try:
+        path = f"{url.path.rpartition('/')[0]}/wanted"
+        connection.request("GET", f"{path}?{url.query}" if url.query else path)
+        answer = connection.getresponse()
+        body = answer.read(MAX_ANSWER_BYTES)
+    finally:
+        connection.close()
+    if answer.status == 404:
+        raise ValueError("it is no tracker of jobagent")
+    document = json.loads(body)
+    if not isinstance(document, dict) or not isinstance(document.get("swarms"), list):
+        reason = document.get("failure") if isinstance(document, dict) else None
+        raise ValueError(str(reason)[:200] if reason else "the answer is no list of swarms")
+    return [digest for digest in _texts(document["swarms"]) if len(digest) == 64]
+
+
+def _texts(items: Iterable[object]) -> list[str]:
+    return [item for item in items if isinstance(item, str)]
