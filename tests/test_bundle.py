@@ -111,6 +111,14 @@ def test_agent_package_runs_on_the_runtime(tree: Path, built: bundle.Built) -> N
     assert build_of(built.agent / "site") == build_of(tree / "lib" / bundletree.VERSION / "site-packages")
 
 
+def test_settings_for_the_glide_ins_condor_are_in_it(tree: Path) -> None:
+    code = "from jobagent.condor.execution_point import configure as c; print(c.template(c.EXECUTION_POINT))"
+    done = subprocess.run(
+        [tree / "bin" / "python", "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "JOBAGENT" in done.stdout
+
+
 @bare
 @pytest.mark.netns
 @pytest.mark.parametrize("suite", SUITES)

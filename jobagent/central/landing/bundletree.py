@@ -109,9 +109,10 @@ def copy_agent(site: Path) -> None:
     }
     for plugin in sorted(plugins - {"jobagent"}):
         _copy_package(plugin, site)
-    settings = next((d for d in (own / "condor" / "sitecfg", own.parent / "sitecfg" / "condor") if d.is_dir()), None)
+    installed = Path("condor", "execution_point", "sitecfg")  # where jobagent.condor.execution_point.configure looks
+    settings = next((d for d in (own / installed, own.parent / "sitecfg" / "condor") if d.is_dir()), None)
     for source in sorted(settings.iterdir()) if settings else ():
-        _copy(source, site / "jobagent" / "condor" / "sitecfg" / source.name)
+        _copy(source, site / "jobagent" / installed / source.name)
     (site / "jobagent" / "BUILD").write_text(_digest_of_sources(site) + "\n")
     information = site / f"jobagent-{distribution.version}.dist-info"
     information.mkdir()
