@@ -98,6 +98,24 @@ def test_it_says_what_it_needs_and_what_it_sets(content: Content) -> None:
     assert EnvironmentChange(EnvironmentAction.PREPEND, "PATH", "{root}/bin") in content.environment
 
 
+def test_with_a_c_library_of_its_own_it_takes_nothing_from_the_node(tmp_path: Path) -> None:
+    made = Interpreter(with_libc=True).make(tmp_path, print)
+    final = tmp_path / "installed"
+    made.path.rename(final)
+    relocation.relocate(final, final, manifest.scan(final))
+    # no loader and no library but the package's own
+    command = [need("bwrap"), "--unshare-all", "--die-with-parent", "--ro-bind", final, final, "--proc", "/proc"]
+    script = (
+        f"import sys, {IMPORTS}, socket, pwd\n"
+        "maps = {line.split()[5] for line in open('/proc/self/maps') if '.so' in line}\n"
+        f"print([path for path in maps if not path.startswith({str(final)!r})], sys.executable)"
+    )
+    argv = [*map(str, command), "--", final / "bin/python3", "-c", script]
+    result = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env={})
+    assert result.stdout == f"[] {final}/bin/python3\n", result.stderr
+    assert f"{made.description}".startswith("CPython") and "with glibc" in made.description
+
+
 @pytest.mark.slow
 def test_the_same_interpreter_is_made_to_the_byte(content: Content, tmp_path: Path) -> None:
     again = Interpreter().make(tmp_path, print)

@@ -44,6 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--alibuild", nargs=2, metavar=("DIR", "PKG/VERSION"), help="a package that alibuild made, and all it needs"
     )
+    parser.add_argument("--with-libc", action="store_true", help="give --interpreter its own C and C++ libraries: "
+                        "it runs on older nodes, and loads nothing of the node's")  # fmt: skip
     entry = parser.add_argument_group("its entry")
     entry.add_argument("--vo", default="", help="the VO whose package it is (default: [job] vo)")
     entry.add_argument("--name", default="", help="name of the package")
@@ -129,7 +131,7 @@ def _sources(args: argparse.Namespace, downloads: Path) -> Sequence[Source]:
         return [CxxHeaders()]
     from jobagent.central.packaging.interpreter import Interpreter
 
-    return [Interpreter()]
+    return [Interpreter(with_libc=args.with_libc)]
 
 
 def _wheels() -> ModuleType:

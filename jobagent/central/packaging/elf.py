@@ -87,6 +87,26 @@ def libraries(paths: Sequence[Path], search: Sequence[Path] = ()) -> Mapping[str
     return found
 
 
+def beside_libc(program: Path, names: Sequence[str]) -> Mapping[str, Path]:
+    """Return the libraries of these names that are installed beside the C library which `program` gets here.
+
+    Raises:
+        PublishError: One is not there.
+    """
+    match = re.search(r"^\s*libc\.so\.6 => (/\S+)", _run(["ldd", program]), re.MULTILINE)
+    if match is None:
+        raise PublishError(f"{program} does not use the GNU C library")
+    found = {name: Path(match[1]).parent / name for name in names}
+    if missing := [name for name, path in found.items() if not path.exists()]:
+        raise PublishError(f"{', '.join(missing)} is not beside {match[1]}", remedy="install libstdc++6 and libgcc-s1")
+    return found
+
+
+def add_needed(path: Path, names: Sequence[str]) -> None:
+    """Make an object ask for these libraries too."""
+    _run([patchelf(), *(word for name in names for word in ("--add-needed", name)), path])
+
+
 def strip(path: Path) -> None:
     """Remove what only debuggers use; does nothing where binutils are not installed."""
     program = shutil.which("strip")

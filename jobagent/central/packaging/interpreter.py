@@ -2,12 +2,15 @@
 
 Copied are the interpreter, its shared library and its standard library, without tests, Tk, IDLE and whatever was
 installed into it; and the shared libraries that these need, except glibc's: the node's must be of the same release
-or newer.  A pyenv, python.org or distribution build will do: only what belongs to Python itself is taken.
+or newer.  `with_libc` brings glibc and the C++ library too, with their own loader: the interpreter then runs on older
+nodes, and what is loaded into it must come from packages, not from the node.  A pyenv, python.org or distribution
+build will do: only what belongs to Python itself is taken.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import os
 import platform
 import shutil
@@ -19,9 +22,9 @@ from pathlib import Path
 from jobagent.central.packaging import bytecode, elf
 from jobagent.central.packaging.content import Content, assign, prepend
 from jobagent.central.packaging.provenance import Component, Origin
-from jobagent.central.packaging.relocatable import Report, make_relocatable
+from jobagent.central.packaging.relocatable import Report, make_relocatable, write_record
 from jobagent.errors import PublishError
-from jobagent.job.relocation import is_prefix
+from jobagent.job.relocation import LOADER_PLACEHOLDER, Record, is_prefix
 
 VERSION = sysconfig.get_python_version()  # as in 3.11
 LIBRARY = f"lib/python{VERSION}"
@@ -29,6 +32,9 @@ LEFT_OUT = frozenset(
     {"__pycache__", "test", "tests", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "lib2to3",
      "site-packages", "dist-packages", f"config-{VERSION}", "LICENSE.txt", "pydoc_data"}
 )  # fmt: skip
+LIBC_DIRECTORY = "lib/libc"  # in no search path of other programs: they have loaders of their own
+_LIBC = ("libc.so.6", "libm.so.6", "libmvec.so.1", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1",
+         "libresolv.so.2", "libgcc_s.so.1", "libstdc++.so.6")  # fmt: skip
 _LEFT_OUT_STARTS = ("_tkinter.", "_test", "_ctypes_test.", "xxlimited", f"config-{VERSION}-")
 
 
@@ -36,7 +42,10 @@ class Interpreter:
     """The running interpreter as a source."""
 
     name = "Python"
-    version = platform.python_version()
+
+    def __init__(self, *, with_libc: bool = False) -> None:
+        self._with_libc = with_libc
+        self.version = platform.python_version()
 
     def make(self, work: Path, report: Report) -> Content:
         """See `Source`."""
@@ -51,8 +60,14 @@ class Interpreter:
         _copy_extensions(tree)
         _bring_libraries(tree)
         record = make_relocatable(tree, sys.base_prefix, report) if is_prefix(sys.base_prefix) else None  # not /usr
+        if self._with_libc:
+            loader = _bring_libc(tree, program)
+            record = record or Record(sysconfig.get_path("stdlib"))
+            record = dataclasses.replace(record, loaders=(*record.loaders, (loader, f"bin/{program.name}")))
+            write_record(tree, record)
         bytecode.compile_modules(tree / LIBRARY, leave_out=_below(LIBRARY, record.texts if record else ()))
         libc = " ".join(platform.libc_ver())
+        need = f"with {libc}" if self._with_libc else f"needs {libc} or later"
         return Content(
             path=tree,
             origin=Origin(
@@ -61,7 +76,7 @@ class Interpreter:
                 {"jobagent:libc": libc},
             ),
             environment=[prepend("PATH", "{root}/bin"), assign("PYTHONNOUSERSITE", "1")],
-            description=f"CPython {self.version}; needs {libc} or later",
+            description=f"CPython {self.version}; {need}",
             licence="PSF-2.0",
         )
 
@@ -102,6 +117,26 @@ def _bring_libraries(tree: Path) -> None:
         (library / name).chmod(0o755)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda path: _slim(tree, path), elf.objects(tree)))
+
+
+def _bring_libc(tree: Path, program: Path) -> str:
+    """Copy glibc and the C++ library; return the loader, relative to the tree, which the installer names in `program`.
+
+    The program itself asks for all of them: what is loaded later and asks for one finds it there already.
+    """
+    directory = tree / LIBC_DIRECTORY
+    directory.mkdir()
+    own = Path(elf.interpreter(program)).resolve()
+    shutil.copyfile(own, directory / own.name)
+    found = elf.beside_libc(program, _LIBC)
+    for name, path in found.items():
+        shutil.copyfile(path.resolve(), directory / name)
+    for path in directory.iterdir():
+        path.chmod(0o755)
+    elf.set_runpath(program, ["$ORIGIN/../lib", "$ORIGIN/../" + LIBC_DIRECTORY])
+    elf.add_needed(program, list(found))
+    elf.set_interpreter(program, LOADER_PLACEHOLDER)
+    return f"{LIBC_DIRECTORY}/{own.name}"
 
 
 def _slim(tree: Path, path: Path) -> None:
