@@ -50,7 +50,7 @@ fix: $(READY)
 	@$(BIN)/ruff format .
 
 docs: $(READY)
-	@$(BIN)/python docs/generate.py
+	@COLUMNS=100 $(BIN)/python docs/generate.py
 
 bench: $(READY)
 	@$(BIN)/python -m bench

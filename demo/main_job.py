@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -104,7 +105,7 @@ def call(*words: str | Path) -> None:
         sys.exit(f"make demo: jobagent {' '.join(map(str, words))} ended with {done.returncode}")
 
 
-def publish(directory: Path, console: Console) -> None:
+def publish(directory: Path, console: Console, packages: Sequence[Sequence[str]] = PACKAGES) -> None:
     """Make the catalogue and its packages, where they are not there yet."""
     catalogue, keys = directory / "catalogue", directory / "keys"
     if not (directory / ".initialised").exists():
@@ -115,7 +116,7 @@ def publish(directory: Path, console: Console) -> None:
         call("vo", "add", VO, "--catalogue", catalogue, "--keys", keys)
         (directory / ".initialised").touch()
     console.rule("packages: the build system's last step")
-    for words in PACKAGES:
+    for words in packages:
         store = ("--vo", VO, "--catalogue", catalogue, "--keys", keys)
         call("publish", *store, "--skip-existing", *words)
     call("list", "--catalogue", catalogue, "--root", catalogue / "metadata" / "1.root.json")

@@ -38,7 +38,7 @@ def grid() -> Iterator[Grid]:
 
 @pytest.fixture(scope="module")
 def site(grid: Grid) -> Iterator[Site]:
-    with Site(grid, nodes=1) as made:
+    with Site(grid) as made:
         yield made
 
 

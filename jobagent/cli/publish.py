@@ -112,6 +112,8 @@ def _editions(args: argparse.Namespace, downloads: Path) -> list[Edition]:
 
 def _sources(args: argparse.Namespace, downloads: Path) -> Sequence[Source]:
     """Return what the command line names, with all that it needs before it."""
+    if args.with_libc and not args.interpreter:
+        raise UsageError("--with-libc is for --interpreter")
     if args.wheel:
         found: Sequence[Source] = _wheels().closure(args.wheel, downloads, args.name)
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -52,13 +53,12 @@ JOB_ROUTER_ROUTE_batch @=end
 
 
 class Site:
-    """A compute element and the bare nodes behind it.  A context manager."""
+    """A compute element and the bare nodes behind it, one for each Debian of `suites`.  A context manager."""
 
-    def __init__(self, grid: Grid, *, nodes: int = 1, suite: str = "bookworm", node_config: str = "") -> None:
+    def __init__(self, grid: Grid, *, suites: Sequence[str] = ("bookworm",), node_config: str = "") -> None:
         self.grid = grid
         self.nodes: list[BareNode] = []
-        self._wanted = nodes
-        self._suite = suite
+        self._suites = suites
         self._node_config = node_config
         self._stack = contextlib.ExitStack()
         self._masters: list[subprocess.Popen[str]] = []
@@ -77,11 +77,11 @@ class Site:
             self._introduce_user()
             self.ce = self._start_element()
             stack.callback(self.ce.stop)
-            for number in range(1, self._wanted + 1):
-                node = stack.enter_context(BareNode(self.grid.lan, self._suite))
+            for number, suite in enumerate(self._suites, 1):
+                node = stack.enter_context(BareNode(self.grid.lan, suite))
                 self._equip(node, f"wn{number}")
                 self.nodes.append(node)
-            self.batch.wait_until(lambda: len(self.batch.machines("Name")) >= self._wanted, 60)
+            self.batch.wait_until(lambda: len(self.batch.machines("Name")) >= len(self._suites), 60)
             self._stack = stack.pop_all()
         return self
 

@@ -98,7 +98,9 @@ def beside_libc(program: Path, names: Sequence[str]) -> Mapping[str, Path]:
         raise PublishError(f"{program} does not use the GNU C library")
     found = {name: Path(match[1]).parent / name for name in names}
     if missing := [name for name, path in found.items() if not path.exists()]:
-        raise PublishError(f"{', '.join(missing)} is not beside {match[1]}", remedy="install libstdc++6 and libgcc-s1")
+        raise PublishError(
+            f"{', '.join(missing)} is not beside {match[1]}", remedy="install libstdc++6 and libgcc-s1"
+        )
     return found
 
 

@@ -120,7 +120,7 @@ def _bring_libraries(tree: Path) -> None:
 
 
 def _bring_libc(tree: Path, program: Path) -> str:
-    """Copy glibc and the C++ library; return the loader, relative to the tree, which the installer names in `program`.
+    """Copy glibc and the C++ library; return their loader, relative to the tree: the installer names it in `program`.
 
     The program itself asks for all of them: what is loaded later and asks for one finds it there already.
     """
