@@ -29,6 +29,7 @@ from jobagent.plugin import (
     ScratchUnusable,
     Staging,
     SupplyError,
+    TrustError,
 )
 from jobagent_sharedcache import filesystem, locks, progress, protection
 from jobagent_sharedcache.filesystem import FreeSpace
@@ -38,12 +39,14 @@ from jobagent_sharedcache.room import Room
 from jobagent_sharedcache.settings import KeepArchives, NetworkFilesystem, Protection, SharedCacheSettings
 from jobagent_sharedcache.shelf import Record, Shelf, changed
 from jobagent_sharedcache.store import Store
+from jobagent_sharedcache.upkeep import Upkeep
 
 log = logging.getLogger("jobagent.cache")
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.002, 0.05  # between attempts to take a lock that somebody holds
 SWEEPER_PATIENCE_S = 0.5  # who evicts by name is not refused because somebody looks at the package just now
 MAX_JOB_ID = 200
+_UNSEEN = object()
 
 
 class SharedCache:
@@ -74,12 +77,13 @@ class SharedCache:
         self._leases = Leases(layout, max_age_s=settings.lease_max_age_s, is_network_disk=self._is_degraded)
         self._shelf = Shelf(layout, self._leases.boot)
         self._store = Store(layout, self._leases.boot)
+        self._upkeep = Upkeep(layout, self._shelf, self._store, self._leases, events, settings.keep_archives)
         self._room = Room(
             layout,
             settings,
             self._shelf,
             self._store,
-            evict=self._evict,
+            evict=self._upkeep.evict,
             evictable=self._evictable,
             free_space=free_space,
         )
@@ -109,11 +113,15 @@ class SharedCache:
         key, delay_s = package.key, FIRST_WAIT_S
         holder = Holder(holder.pid, holder.start_ticks, holder.job_id[:MAX_JOB_ID], holder.uid)
         waiting = progress.Waiting(self._layout.progress(key), key, str(package.id), self._events)
+        # What was found unfit is not looked at again until it changed: many readers would keep every builder out.
+        unfit: object = _UNSEEN
         with filesystem.errors_of_ours(f"cannot install {package.id} in {self.root}"):
             while True:
                 with locks.attempted(self._layout.lock(key), exclusive=False) as is_held:
-                    if is_held and (record := self._usable(key, holder)):
-                        return self._lease(package, holder, record)
+                    if is_held and (state := self._shelf.state(key)) != unfit:
+                        if record := self._usable(package, holder):
+                            return self._lease(package, holder, record)
+                        unfit = state
                 with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
                     if is_held:
                         return self._settle(package, holder, build)
@@ -131,7 +139,7 @@ class SharedCache:
             if self._leases.remove(key, lease.id) and self._settings.keep_archives is KeepArchives.LEASED:
                 with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
                     if is_held:
-                        self._drop_idle_archive(key)
+                        self._upkeep.drop_idle_archive(key)
 
     def entries(self) -> Sequence[CacheEntry]:
         """What is installed now; a package that several VOs named is there once for each."""
@@ -170,9 +178,9 @@ class SharedCache:
         with filesystem.errors_of_ours(f"cannot evict {key} from {self.root}"):
             while True:
                 with locks.held(self._layout.quota_lock):
-                    if self._evict(key):
+                    if self._upkeep.evict(key):
                         return True
-                if self._is_kept(key) or time.monotonic() >= deadline:
+                if self._upkeep.is_kept(key) or time.monotonic() >= deadline:
                     return False
                 time.sleep(LONGEST_WAIT_S / 10)
 
@@ -226,45 +234,44 @@ class SharedCache:
     def sweep(self) -> int:
         """Remove what ended agents left, each thing only under the lock of its key; return ended leases."""
         with filesystem.errors_of_ours(f"cannot sweep {self.root}"):
-            return self._sweep()
-
-    def _sweep(self) -> int:
-        ended = 0
-        for key in sorted(self._layout.all_keys()):
-            with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
-                if is_held:
-                    self._sweep_key(key)
-                    ended += self._leases.reap(key)
-                    if self._settings.keep_archives is KeepArchives.LEASED:
-                        self._drop_idle_archive(key)
-        self._leases.sweep_sessions()
-        with locks.held(self._layout.quota_lock):  # nobody deletes in trash/ without it
-            for path in self._layout.trash.iterdir():
-                self._store.distrust()
-                filesystem.remove_tree(path)
-            self._room.clear_leftovers(older_than_s=self._settings.partial_max_age_s)
-        return ended
+            return self._upkeep.sweep(
+                lambda: self._room.clear_leftovers(older_than_s=self._settings.partial_max_age_s)
+            )
 
     # --- under the lock of a key
 
     def _settle(self, package: Package, holder: Holder, build: Builder) -> Lease:
-        """Exclusively locked: use what is there, after checking it where that is due, or install."""
+        """Exclusively locked: use what is there, after checking it where that is due, or install.
+
+        Raises:
+            TrustError: Jobs use another tree of the same archive.
+        """
         key = package.key
-        self._sweep_key(key)
-        record = self._usable(key, holder)
-        if record is None and self._shelf.record(key) is not None and self._recheck(key):
-            record = self._shelf.record(key)
-        if record is not None:
-            return self._lease(package, holder, record)
+        self._upkeep.sweep_key(key)
+        there = self._shelf.record(key)
+        if there is None:
+            return self._install(package, holder, build)
+        if not _is_same_tree(there.package, package):
+            self._refuse_if_leased(package, there.package)
+            return self._install(package, holder, build)
+        if self._usable(package, holder) or self._recheck(key):
+            return self._lease(package, holder, there)
         return self._install(package, holder, build)
 
-    def _usable(self, key: str, holder: Holder) -> Record | None:
+    def _usable(self, package: Package, holder: Holder) -> Record | None:
         """Return the record of a package that may be used as it is."""
-        record = self._shelf.record(key)
-        if record is None or not self._shelf.is_fresh(key):
+        record = self._shelf.record(package.key)
+        if record is None or not _is_same_tree(record.package, package) or not self._shelf.is_fresh(package.key):
             return None
         needs_check = self._protection(holder.uid) is Protection.MANIFEST
-        return None if needs_check and not self._shelf.is_unchanged(key) else record
+        return None if needs_check and not self._shelf.is_unchanged(package.key) else record
+
+    def _refuse_if_leased(self, package: Package, there: Package) -> None:
+        """Let nobody take over the installation of another VO by signing its archive with another tree."""
+        message = f"{package.id} signs another tree for the archive of {there.id} ({package.key[:16]}…)"
+        if self._leases.live(package.key):
+            raise TrustError(message, remedy="ask both publishers; evict the other once no job uses it")
+        log.error("%s: installed anew for who asks now", message)
 
     def _recheck(self, key: str) -> bool:
         """Hash a tree; set a damaged one aside and return False."""
@@ -299,10 +306,10 @@ class SharedCache:
                 self._describe(staged, package, built, keeps_archive=keeps_archive)
                 self._shelf.place(staged, key)
         except BaseException:
-            self._sweep_key(key)
+            self._upkeep.sweep_key(key)
             raise
         if not keeps_archive:
-            self._drop_archive(key)
+            self._upkeep.drop_archive(key)
         record = self._shelf.record(key)
         if record is None:
             raise ScratchUnusable(f"{self._layout.package(key)} vanished", remedy="find out who else writes there")
@@ -326,25 +333,6 @@ class SharedCache:
         self._shelf.touch(package.key, package)
         return Lease(lease.id, holder, self._installed(package, record))
 
-    def _sweep_key(self, key: str) -> None:
-        """Remove what an ended builder of `key` left; exclusively locked."""
-        for path in self._layout.staged(key):
-            self._store.distrust()
-            filesystem.remove_tree(path)
-        self._layout.reservation(key).unlink(missing_ok=True)
-        for path in self._layout.progress(key).parent.glob(f"{key}*"):
-            path.unlink(missing_ok=True)
-
-    def _drop_archive(self, key: str) -> None:
-        record = self._shelf.record(key)
-        self._events.emit("cache.archive_dropped", digest=key, package=str(record.package.id) if record else "")
-        self._shelf.drop_archive(key)
-
-    def _drop_idle_archive(self, key: str) -> None:
-        record = self._shelf.record(key)
-        if record is not None and record.has_archive and not self._leases.live(key):
-            self._drop_archive(key)
-
     # --- under the quota lock
 
     def _evictable(self) -> Sequence[CacheEntry]:
@@ -352,29 +340,7 @@ class SharedCache:
         free = {e.key: e for e in self.entries() if not e.leases and not e.is_pinned}
         return [free[key] for key in self._choose(list(free.values())) if key in free]
 
-    def _evict(self, key: str) -> bool:
-        with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
-            if not is_held or self._is_kept(key):
-                return False
-            record, entries = self._shelf.record(key), self._shelf.manifest(key)
-            if record is not None:  # listeners stop seeding before the files go
-                self._events.emit("cache.evicting", digest=key, package=str(record.package.id))
-            doomed = self._shelf.take_away(key)
-            if doomed is None:
-                return False
-            self._shelf.drop_archive(key)
-            self._leases.reap(key)
-        with self._store.changing() as books:
-            self._store.forget(doomed / "tree", entries or (), books)
-            filesystem.remove_tree(doomed)
-        return True
-
     # --- facts
-
-    def _is_kept(self, key: str) -> bool:
-        """Whether a package may not be evicted, or is not there."""
-        is_there = self._layout.package(key).exists()
-        return not is_there or self._layout.pin(key).exists() or bool(self._leases.live(key))
 
     def _protection(self, holder_uid: int) -> Protection:
         if self._is_degraded:
@@ -402,6 +368,11 @@ def _check_disk(settings: SharedCacheSettings, root: Path, network_type: Callabl
             log.warning("cache root %s is on %s: packages are checked before each job (degraded)", root, kind)
             return True
     return False
+
+
+def _is_same_tree(one: Package, other: Package) -> bool:
+    """Whether two entries with the same archive also mean the same tree: two VOs may share it only then."""
+    return (one.tree.manifest, one.archive.format) == (other.tree.manifest, other.archive.format)
 
 
 def _least_recently_used(entries: Sequence[CacheEntry]) -> Sequence[str]:

@@ -68,6 +68,7 @@ class Layout:
         try:
             found = json.loads(marker.read_bytes())["format"]
         except FileNotFoundError:
+            self._refuse_foreign()
             for name in _DIRECTORIES:
                 (self.root / name).mkdir(exist_ok=True)
                 # Payloads of other users read packages, and nothing else of ours.
@@ -82,6 +83,16 @@ class Layout:
                     f"cache {self.root} has format {found}, this agent knows {FORMAT}",
                     remedy="upgrade the agent, or give each version its own [sharedcache] root",
                 )
+
+    def _refuse_foreign(self) -> None:
+        """A root that has anything but what an interrupted `prepare` made is somebody's: its mode is not ours."""
+        made = {*_DIRECTORIES, "lost+found"}
+        foreign = sorted(n for n in _names(self.root) if n not in made and not n.startswith(".FORMAT."))
+        if foreign:
+            raise SiteError(
+                f"{self.root} is not empty and no cache: it has {', '.join(foreign[:3])[:200]}",
+                remedy="give [sharedcache] root a directory of its own",
+            )
 
     # Each member below is one line of the table above.
 

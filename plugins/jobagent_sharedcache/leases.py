@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from jobagent.plugin import Holder, processes
 from jobagent_sharedcache import locks
@@ -72,14 +72,15 @@ def is_live(
     A pid is believed only within its own boot and pid namespace and with its start time; an agent's lease for itself
     goes by its session's lock; what cannot be looked at lives as long as its session, or `max_age_s`.
     """
+    is_young = abs(place.now_s - record.created_s) < place.max_age_s  # a clock that went back makes nothing immortal
     if record.boot != place.boot:
         is_other_host = place.is_network_disk and record.host != place.host
-        return is_other_host and place.now_s - record.created_s < place.max_age_s
+        return is_other_host and is_young
     if record.is_own:
         return is_session_held(record.session)
     if record.pid and record.pid_namespace == place.pid_namespace:
         return is_running(record.pid, record.start_ticks)
-    return is_session_held(record.session) or place.now_s - record.created_s < place.max_age_s
+    return is_session_held(record.session) or is_young
 
 
 class Leases:
@@ -202,11 +203,12 @@ class Leases:
 
 
 def _decode(data: bytes, key: str, name: str) -> LeaseRecord:
-    """Return the record; one that cannot be read counts as ended: it was never handed out."""
+    """Return the record, whatever a later agent wrote more; one that cannot be read was never handed out."""
     try:
-        record = LeaseRecord(**json.loads(data[:_MAX_RECORD_BYTES]))
+        written = json.loads(data[:_MAX_RECORD_BYTES])
+        record = LeaseRecord(**{f.name: written[f.name] for f in fields(LeaseRecord)})
         if record.id == name and record.key == key:
             return record
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         pass
     return LeaseRecord(name, key, 0, 0, "", 0, "", -1, "", "", False, 0.0)

@@ -116,7 +116,7 @@ class Room:
         limits = limits_of(self._settings, disk_bytes)
         return CacheUsage(
             packages=len(records),
-            logical_bytes=sum(r.tree_bytes for r in records),
+            logical_bytes=sum(r.tree_bytes * len(self._shelf.packages(r.package.key)) for r in records),
             stored_bytes=books.stored_bytes + sum(r.outside_bytes for r in records),
             archive_bytes=archive_bytes,
             partial_bytes=partial_bytes,
@@ -161,7 +161,7 @@ class Room:
                     return
         if over != NOTHING:
             missing = f"{over.bytes} bytes" if over.bytes else f"{over.inodes} inodes"
-            raise self._full(package, need, f"{missing} are missing and all that is left is leased or pinned")
+            raise self._full(package, need, f"{missing} are missing, all else is leased, pinned or being installed")
 
     def _shortage(self, need: Amount, limits: Amount) -> Amount:
         usage, promised = self.usage(), self._promised()

@@ -76,6 +76,14 @@ class Shelf:
         except (OSError, HostileArchive):
             return None
 
+    def state(self, key: str) -> tuple[int, int] | None:
+        """Return what changes with every installation and every check; None where nothing is installed."""
+        try:
+            status = (self._layout.package(key) / "stamp.json").stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
     def packages(self, key: str) -> list[Package]:
         """Return all packages whose archive is `key`, the one that was installed first."""
         record = self.record(key)
