@@ -10,11 +10,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from jobagent import manifest
-from jobagent.contracts import Built, Holder, ManifestEntry, Staging
-from jobagent.errors import DigestMismatch, DiskFull, JobAgentError
+from jobagent.contracts import Builder, Built, Holder, Lease, ManifestEntry, Staging
+from jobagent.errors import DigestMismatch, JobAgentError, SupplyError
 from jobagent.job import build, relocation, updates
 from jobagent.job.kit import Kit
 from jobagent.model import Installed, Package
@@ -38,8 +39,6 @@ class Upgrade:
             update, base = chosen
             try:
                 return self._upgrade(update, base, staging)
-            except DiskFull:
-                raise
             except (JobAgentError, OSError) as error:
                 if self._kit.cancelled.is_set():
                     raise
@@ -62,10 +61,8 @@ class Upgrade:
     def _upgrade(self, update: Package, installed: Installed, staging: Staging) -> Built:
         """Bring the update through the cache, which seeds it for others, and build the tree."""
         package, kit, start = self._package, self._kit, time.monotonic()
-        holder = Holder(os.getpid(), start_ticks(os.getpid()), "update", os.geteuid())
-        lease = kit.cache.acquire(update, holder, self._bring(update), cancelled=kit.cancelled)
-        fetched = time.monotonic()
-        try:
+        with self._leased(installed.package, _gone), self._leased(update, self._bring(update)) as lease:
+            fetched = time.monotonic()
             with kit.events.phase("install", package=str(package.id)):
                 file = lease.installed.tree / update.archive.file_name
                 base = updates.Base.installed(installed)
@@ -74,11 +71,20 @@ class Upgrade:
                 if manifest.digest(entries) != package.tree.manifest:
                     raise DigestMismatch(f"{package.id} made by its update differs from its signed manifest")
                 entries = tuple(relocation.relocate(staging.tree, kit.cache.final_tree(package), entries))
-        finally:
-            kit.cache.release(lease)
         log.info("%s came as an update from %s", package.id, installed.package.id)
         seconds = {"fetch": fetched - start, "install": time.monotonic() - fetched}
         return Built(entries, keep_archive=False, traffic=lease.installed.traffic, seconds=seconds)
+
+    @contextmanager
+    def _leased(self, package: Package, build: Builder) -> Iterator[Lease]:
+        """Keep a package from eviction during the block."""
+        cache = self._kit.cache
+        holder = Holder(os.getpid(), start_ticks(os.getpid()), "update", os.geteuid())
+        lease = cache.acquire(package, holder, build, cancelled=self._kit.cancelled)
+        try:
+            yield lease
+        finally:
+            cache.release(lease)
 
     def _bring(self, update: Package) -> Callable[[Staging], Built]:
         def bring(staging: Staging) -> Built:
@@ -96,6 +102,10 @@ class Upgrade:
             return Built((entry,), bool(kit.seeders), traffic, {"fetch": time.monotonic() - start})
 
         return bring
+
+
+def _gone(staging: Staging) -> Built:
+    raise SupplyError("the earlier version has gone or was damaged")
 
 
 def _is_update(package: Package) -> bool:
