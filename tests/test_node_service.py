@@ -204,6 +204,7 @@ def test_a_banned_package_gets_no_new_leases_and_goes_when_nobody_uses_it(tmp_pa
     with field.service():
         held = field.ask("prepare", packages=["Bad"], job_id="1.0")
         tree = Path(held["packages"][0]["tree"])  # type: ignore[index]
+        field.ask("pin", packages=[str(package.id)])
         field.ban(package)
 
         def is_refused() -> bool:

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobagent.errors import UsageError
+from jobagent.job import sandbox
 from jobagent.node import client, service, wire
 from jobagent.node.client import ServiceError
 from jobagent.node.request import Arguments, Peer
 from jobagent.node.watcher import Watcher
-from jobagent.processes import start_ticks
+from jobagent.processes import descendants, start_ticks
 from jobagent.testing import accounts
 from tests.conftest import need
 from tests.node_field import Field
@@ -215,6 +216,21 @@ class TestHolders:
         assert Peer(os.getpid(), os.geteuid()).holder(0, "j").pid == 0
         with pytest.raises(UsageError):
             Peer(os.getpid(), 12345).holder(0, "j")
+
+    @pytest.mark.acceptance(22)
+    def test_a_payload_in_its_sandbox_manages_nothing_though_it_is_the_services_user(self, tmp_path: Path) -> None:
+        program = sandbox.find_bubblewrap()
+        if not program:
+            pytest.skip("bubblewrap cannot make namespaces here")
+        argv = sandbox.wrap(["sh", "-c", "echo; read end"], program=program, read_only=[], directory=tmp_path)
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as payload:
+            assert payload.stdout is not None and payload.stdout.readline() == b"\n"
+            (inside,) = descendants(payload.pid)[-1:]
+            assert not Peer(inside, os.geteuid()).is_admin
+            with pytest.raises(UsageError, match="without a holder"):
+                Peer(inside, os.geteuid()).holder(0, "j")
+            payload.kill()
+        assert Peer(os.getpid(), os.geteuid()).is_admin
 
     def test_an_ended_process_holds_nothing(self) -> None:
         with subprocess.Popen(["true"]) as ended:

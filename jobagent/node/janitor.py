@@ -86,6 +86,8 @@ def evict_banned(cache: Cache, catalogue: Catalogue) -> list[Package]:
         package = installed.package
         versions = catalogue.versions(package.id.namespace, package.id.name)
         banned = [v for v in versions if v.key == package.key and v.state is PackageState.BANNED]
+        if banned and isinstance(cache, ManagedCache):
+            cache.pin(package.key, is_pinned=False)  # a site keeps what it likes, not what is dangerous
         if banned and cache.evict(package.key):
             log.warning(
                 "package %s was banned (%s) and is removed", package.id, banned[0].reason or "no reason given"

@@ -36,8 +36,8 @@ class Peer:
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may manage the cache: root, or the user of the service."""
-        return self.uid in (0, os.geteuid())
+        """Whether it may manage the cache: root, or the user of the service; no payload in its sandbox is either."""
+        return not self._is_confined() if self.uid == os.geteuid() else self.uid == 0
 
     def holder(self, pid: int, job_id: str) -> Holder:
         """Return the holder that the peer names; 0 is nobody, held until released.
@@ -55,6 +55,13 @@ class Peer:
         if pid == 1 or not (self.is_admin or pid == self.pid or self._owns(pid) or self._descends_from(pid)):
             raise UsageError(f"holder {pid} is neither an ancestor of process {self.pid} nor of its user")
         return Holder(pid, ticks, job_id, self.uid)
+
+    def _is_confined(self) -> bool:
+        """Whether it lives in a pid namespace of its own, as a payload that runs as the service's user does."""
+        try:
+            return os.stat(f"/proc/{self.pid}/ns/pid").st_ino != processes.pid_namespace()
+        except OSError:
+            return True
 
     def _owns(self, pid: int) -> bool:
         try:
