@@ -10,7 +10,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 
-from tests.swarm_field import Published
+from tests.swarm_field import Published, wait_until
 
 UNCHOKE, BITFIELD, REQUEST, PIECE = 1, 5, 6, 7
 
@@ -71,7 +71,7 @@ def _send(connection: socket.socket, kind: int, payload: bytes = b"") -> None:
 
 
 def announce_at(url: str, published: Published, address: tuple[str, int]) -> None:
-    """Announce a complete peer that listens at `address`, from there."""
+    """Announce a complete peer that listens at `address`, from there, as soon as the tracker knows the package."""
     host = urllib.parse.urlsplit(url)
     query = urllib.parse.urlencode(
         {
@@ -79,14 +79,21 @@ def announce_at(url: str, published: Published, address: tuple[str, int]) -> Non
             "peer_id": "-XX0001-corrupt-peer",
             "port": address[1],
             "left": 0,
-        }
+        },
+        quote_via=urllib.parse.quote,  # a tracker takes `+` for itself
     )
-    connection = http.client.HTTPConnection(
-        host.hostname or "", host.port, timeout=10, source_address=(address[0], 0)
-    )
-    connection.request("GET", f"/announce?{query}")
-    assert connection.getresponse().status == 200
-    connection.close()
+
+    def is_listed() -> bool:
+        connection = http.client.HTTPConnection(
+            host.hostname or "", host.port, timeout=10, source_address=(address[0], 0)
+        )
+        with contextlib.closing(connection):
+            connection.request("GET", f"/announce?{query}")
+            response = connection.getresponse()
+            assert response.status == 200
+            return b"failure reason" not in response.read()
+
+    wait_until(is_listed)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobagent.central.packaging import torrents
 from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
 from jobagent.central.services.dealing import DealingSeeder
 from jobagent.central.services.peerwire import (
@@ -30,6 +31,7 @@ from jobagent.errors import ConfigurationError, NoFreePort
 from tests.swarm_field import address, agents, central, publish, wait_until
 
 PIECES = 40
+PIECE_BYTES = torrents.piece_size_for(300_000)
 PLAIN = DealingPolicy(spare_copies=0.0)
 
 
@@ -240,7 +242,7 @@ class Table:
         self.host = address()
         self.peers: list[RawPeer] = []
         self.seeder = DealingSeeder([self.host], (0, 0), policy=PLAIN)
-        self.seeder.offer("key", self.published.path, [self.v2, self.v1], 300_000, 16384)
+        self.seeder.offer("key", self.published.path, [self.v2, self.v1], 300_000, PIECE_BYTES)
 
     def peer(self, infohash: bytes | None = None, **options: object) -> RawPeer:
         peer = RawPeer(self.seeder.port, self.host, infohash or self.v2, **options)  # type: ignore[arg-type]
@@ -264,12 +266,12 @@ def test_peer_is_dealt_pieces_and_gets_exactly_those(table: Table) -> None:
     assert peer.receive() == (HAVE_NONE, b"") and peer.receive() == (UNCHOKE, b"")
     peer.send(HAVE_NONE)
     dealt = [int.from_bytes(peer.receive()[1], "big") for _ in range(PLAIN.window)]
-    other = next(p for p in range(18) if p not in dealt)
+    other = next(p for p in range(300_000 // PIECE_BYTES) if p not in dealt)
     peer.send(REQUEST, struct.pack(">III", other, 0, 16384))
     assert peer.receive() == (REJECT, struct.pack(">III", other, 0, 16384))
     peer.send(REQUEST, struct.pack(">III", dealt[0], 0, 16384))
     kind, payload = peer.receive()
-    content = table.published.path.read_bytes()[dealt[0] * 16384 : (dealt[0] + 1) * 16384]
+    content = table.published.path.read_bytes()[dealt[0] * PIECE_BYTES :][:16384]
     assert (kind, payload) == (PIECE, struct.pack(">II", dealt[0], 0) + content)
 
 

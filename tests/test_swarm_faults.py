@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobagent.central.packaging import torrents
 from jobagent.central.services.tracker import Policy
 from jobagent.contracts import Context
 from jobagent.errors import DiskFull, ScratchUnusable, SupplyError
@@ -132,7 +133,11 @@ def test_bad_tracker_alone_is_given_up_in_bounded_time(tmp_path: Path, case: str
 def test_corrupt_peer_is_banned_and_the_others_finish(tmp_path: Path) -> None:
     with central(tmp_path, swarm={"upload_rate_bytes": 2_000_000}) as services:
         published = services.publish(size_bytes=SIZE)
-        corrupt = CorruptPeer(address(), pieces=-(-SIZE // 16384), infohash_v2=published.package.archive.infohash_v2)
+        corrupt = CorruptPeer(
+            address(),
+            pieces=-(-SIZE // torrents.piece_size_for(SIZE)),
+            infohash_v2=published.package.archive.infohash_v2,
+        )
         try:
             announce_at(services.url, published, corrupt.address)
             with agents(tmp_path, 2, services.url, encryption="off") as nodes, ThreadPoolExecutor(2) as pool:
@@ -149,7 +154,9 @@ def test_corrupt_peer_alone_delivers_nothing(tmp_path: Path) -> None:
     with central(tmp_path, is_seeding=False) as services:
         published = services.publish(size_bytes=200_000)
         corrupt = CorruptPeer(
-            address(), pieces=-(-200_000 // 16384), infohash_v2=published.package.archive.infohash_v2
+            address(),
+            pieces=-(-200_000 // torrents.piece_size_for(200_000)),
+            infohash_v2=published.package.archive.infohash_v2,
         )
         try:
             announce_at(services.url, published, corrupt.address)

@@ -63,7 +63,7 @@ def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
 def test_check_returns_what_create_made(tmp_path: Path) -> None:
     made = torrents.create(archive(tmp_path, 1_000_000), "Name.tar.zst")
     summary = torrents.check(made.data)
-    assert (summary.file_name, summary.size_bytes, summary.piece_size) == ("Name.tar.zst", 1_000_000, 16384)
+    assert (summary.file_name, summary.size_bytes, summary.piece_size) == ("Name.tar.zst", 1_000_000, 32768)
     assert (summary.infohash_v1, summary.infohash_v2) == (made.infohash_v1, made.infohash_v2)
     assert summary.ignored == ()
 

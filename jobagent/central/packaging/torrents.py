@@ -17,7 +17,10 @@ from pathlib import Path
 from jobagent import bencode
 from jobagent.errors import HostileArchive, JobError
 
-BLOCK_BYTES = 16384  # BEP 52: leaf of the merkle tree, and the smallest piece
+BLOCK_BYTES = 16384  # BEP 52: leaf of the merkle tree
+# libtorrent 2.1 asks honest peers for the hashes of a damaged piece's blocks; where a piece is one block it takes
+# their answer for invalid and drops them, so that one corrupt peer would cost a node all others
+MIN_PIECE_BYTES = 2 * BLOCK_BYTES
 MAX_PIECE_BYTES = 16 << 20
 MAX_PIECES = 1000  # 400 to 1,000 pieces served best: fewer make copies, more cost time
 MAX_CHECKED_PIECES = 100_000
@@ -55,8 +58,8 @@ class TorrentSummary:
 
 
 def piece_size_for(size_bytes: int) -> int:
-    """Return the smallest power of two that cuts the file into at most 1,000 pieces, from 16 KiB to 16 MiB."""
-    size = BLOCK_BYTES
+    """Return the smallest power of two that cuts the file into at most 1,000 pieces, from 32 KiB to 16 MiB."""
+    size = MIN_PIECE_BYTES
     while size < MAX_PIECE_BYTES and size_bytes > size * MAX_PIECES:
         size *= 2
     return size
