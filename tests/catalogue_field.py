@@ -107,7 +107,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        path = self.path.lstrip("/")
+        path = self.path.lstrip("/").partition("?")[0]
         self.owner.requests.append(path)
         answer = self.owner.answers.get(path)
         if callable(answer):
