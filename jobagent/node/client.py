@@ -1,19 +1,20 @@
 """Asking the node service: what hooks and commands use.  Imports nothing but the standard library and `wire`.
 
-Its start-up is on every job's path: no dataclasses, no typing, no argparse.
+Its start-up is on every job's path: no dataclasses, no typing, no argparse, and of `socket` only what is in C, since
+the rest builds enumerations of hundreds of constants first.
 """
 
 from __future__ import annotations
 
-import contextlib
+import _socket as socket
 import os
-import socket
 import time
 
 from jobagent.node import wire
 
 SOCKET_VARIABLE = "JOBAGENT_SOCKET"
 CONNECT_RETRY_S = 0.1
+READ_BYTES = 1 << 16
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7)
 
 TYPE_CHECKING = False
@@ -65,6 +66,7 @@ def ask(
     on_event: Callable[[dict[str, Any]], object] | None = None,
     timeout_s: float = 60.0,
     wait_for_service_s: float = 0.0,
+    deadline: float = float("inf"),
 ) -> dict[str, Any]:
     """Send one request and return the answer.
 
@@ -72,6 +74,7 @@ def ask(
         on_event: Called with each line before the last: progress, warnings.
         timeout_s: Longest silence; the service sends a line at least every few seconds while it works.
         wait_for_service_s: How long to wait for a service that is just being started.
+        deadline: When to give up in any case, as `time.monotonic` tells the time.
 
     Raises:
         ServiceError: It refused, or `kind` is NodeServiceUnavailable where it does not answer.
@@ -85,23 +88,25 @@ def ask(
             hook_status=214,
             is_retryable=False,
         )
-    connection = _connect(path, timeout_s, wait_for_service_s)
+    connection = _connect(path, min(timeout_s, _left_s(deadline)), wait_for_service_s)
     try:
-        with contextlib.suppress(BrokenPipeError):  # a service that refuses at once has answered before it reads
+        try:  # noqa: SIM105 - contextlib is slow to import
             connection.sendall(request)
-        with connection.makefile("rb") as lines:
-            while True:
-                line = lines.readline(wire.MAX_LINE_BYTES)
-                if not line.endswith(b"\n"):
-                    raise _unavailable(path, "it closed the connection")
-                answer = wire.decode_answer(line)
-                if "ok" not in answer:
-                    if on_event is not None:
-                        on_event(answer)
-                    continue
-                if not answer["ok"]:
-                    raise _refusal(answer.get("error"))
-                return answer
+        except BrokenPipeError:
+            pass  # a service that refuses at once has answered before it reads
+        pending = b""
+        while True:
+            line, pending = _line(connection, pending, min(timeout_s, _left_s(deadline)))
+            if not line:
+                raise _unavailable(path, "it closed the connection")
+            answer = wire.decode_answer(line)
+            if "ok" not in answer:
+                if on_event is not None:
+                    on_event(answer)
+                continue
+            if not answer["ok"]:
+                raise _refusal(answer.get("error"))
+            return answer
     except TimeoutError:
         raise _unavailable(path, f"no answer in {timeout_s:g} s") from None
     except OSError as error:
@@ -110,6 +115,26 @@ def ask(
         raise _unavailable(path, str(error)) from error
     finally:
         connection.close()
+
+
+def _line(connection: socket.socket, pending: bytes, timeout_s: float) -> tuple[bytes, bytes]:
+    """Return the next line and what came after it; an empty line where the other end closed or sends no newline."""
+    chunks = [pending]
+    size = len(pending)
+    while b"\n" not in chunks[-1]:
+        connection.settimeout(timeout_s)
+        chunk = connection.recv(READ_BYTES)
+        size += len(chunk)
+        if not chunk or size > wire.MAX_LINE_BYTES:
+            return b"", b""
+        chunks.append(chunk)
+    line, _, rest = b"".join(chunks).partition(b"\n")
+    return line + b"\n", rest
+
+
+def _left_s(deadline: float) -> float:
+    """Seconds until the deadline, never the 0 that would mean not to wait at all."""
+    return max(deadline - time.monotonic(), 0.001)
 
 
 def at(path: str, act: Callable[[str], object]) -> None:

@@ -9,11 +9,12 @@ A client sends one line and reads lines until the one that has `ok`; then either
        "retryable": false}}
 
 Keys are added, never changed; unknown ones are ignored.  An unknown version is refused.
+
+Hooks start on every job's path: of `json` only what is in C is imported, because the rest, with the `re` that it
+needs, would take as long as all that a hook does.
 """
 
 from __future__ import annotations
-
-import json
 
 VERSION = 1
 MAX_REQUEST_BYTES = 4 << 20  # a job ad has a few kB; a hostile one must not fill the memory of the service
@@ -24,13 +25,41 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+class _AsJson:
+    """What the scanner is told: the same as by `json.loads`."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
+
+
+def _refused(value: object) -> str:
+    raise TypeError(f"{type(value).__name__} cannot be said in JSON")
+
+
+try:
+    from _json import encode_basestring_ascii, make_encoder, make_scanner
+
+    _SCAN: Any = make_scanner(_AsJson)  # type: ignore[arg-type]
+    _RENDER: Any = make_encoder(None, _refused, encode_basestring_ascii, None, ":", ",", False, False, True)
+except (ImportError, AttributeError, TypeError):  # not CPython, or one that changed these: slower, the same lines
+    _SCAN = _RENDER = None
+
+
 class WireError(ValueError):
     """A line breaks the protocol; the message says how, in one line."""
 
 
 def encode(message: dict[str, Any]) -> bytes:
     """Return one line."""
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    if _RENDER is None:
+        import json
+
+        return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return "".join(_RENDER(message, 0)).encode() + b"\n"
 
 
 def decode_request(line: bytes) -> tuple[str, dict[str, Any]]:
@@ -55,9 +84,24 @@ def decode_answer(line: bytes) -> dict[str, Any]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(line)
+        message = _value(line.decode())
     except (ValueError, RecursionError) as error:
         raise WireError(f"not a line of JSON: {str(error)[:100]}") from error
     if not isinstance(message, dict):
         raise WireError("not a JSON object")
     return message
+
+
+def _value(text: str) -> Any:
+    if _SCAN is None:
+        import json
+
+        return json.loads(text)
+    text = text.strip(" \t\r\n")
+    try:
+        value, end = _SCAN(text, 0)
+    except StopIteration as error:
+        raise ValueError(f"no value at character {error.value}") from error
+    if end != len(text):
+        raise ValueError(f"something follows the value at character {end}")
+    return value

@@ -29,21 +29,21 @@ def test_every_environment_survives_a_round_trip(variables: dict[str, str]) -> N
 def test_what_is_written_into_an_ad_is_read_back_by_htcondor_and_by_us(variables: dict[str, str]) -> None:
     line = longform.assignment("Environment", environment.render(variables))
     assert read_by_htcondor(line)["Environment"] == environment.render(variables)
-    assert environment.of_job(f"Cmd = 1\n{line}\nZ = 2\n".encode()) == variables
+    assert environment.of_job(longform.read(f"Cmd = 1\n{line}\nZ = 2\n".encode())) == variables
 
 
 @given(texts)
 def test_a_string_that_htcondor_wrote_is_understood(text: str) -> None:
     ad = classad2.ClassAd()
     ad["Environment"] = text
-    assert longform.string_attribute(ad.printOld().encode(), "environment") == text
+    assert longform.string_attribute(longform.read(ad.printOld().encode()), "environment") == text
 
 
 @given(st.binary(max_size=300))
 def test_no_ad_is_too_strange_to_be_looked_at(ad: bytes) -> None:
     with contextlib.suppress(ValueError):
-        environment.of_job(ad)
-    longform.expression(ad, "Packages")
+        environment.of_job(longform.read(ad))
+    longform.expression(longform.read(ad), "Packages")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,8 @@ def test_no_ad_is_too_strange_to_be_looked_at(ad: bytes) -> None:
         ("A= B=''", {"A": "", "B": ""}),
         ("A=b=c novalue", {"A": "b=c"}),
         ("A=$(HOME);`id`", {"A": "$(HOME);`id`"}),
+        ("'A='\t'' B=x'a''b'y", {"A": "", "B": "xa'by"}),
+        ("A=a\u00a0b", {"A": "a\u00a0b"}),
         ("", {}),
     ],
 )
@@ -62,17 +64,22 @@ def test_v2_strings_are_read_as_the_starter_reads_them(text: str, variables: dic
     assert environment.parse(text) == variables
 
 
+def test_a_quote_that_is_not_closed_is_refused() -> None:
+    with pytest.raises(ValueError, match="not closed"):
+        environment.parse("A='x y")
+
+
 def test_an_old_style_environment_is_kept() -> None:
-    assert environment.of_job(b'Env = "A=1;B=x y"\n') == {"A": "1", "B": "x y"}
+    assert environment.of_job(longform.read(b'Env = "A=1;B=x y"\n')) == {"A": "1", "B": "x y"}
 
 
 def test_the_new_style_wins_over_the_old() -> None:
-    assert environment.of_job(b'Env = "A=1"\nEnvironment = "A=2"\n') == {"A": "2"}
+    assert environment.of_job(longform.read(b'Env = "A=1"\nEnvironment = "A=2"\n')) == {"A": "2"}
 
 
 def test_an_environment_that_is_no_string_is_refused() -> None:
     with pytest.raises(ValueError, match="Environment is not a string"):
-        environment.of_job(b"Environment = strcat(A, B)\n")
+        environment.of_job(longform.read(b"Environment = strcat(A, B)\n"))
 
 
 def test_values_become_expressions_that_htcondor_evaluates_to_the_same() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -81,6 +82,31 @@ def test_the_hook_imports_nothing_that_is_slow_to_import(tmp_path: Path) -> None
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
     assert "jobagent.node.client" in imported
     assert not imported & {"dataclasses", "typing", "pathlib", "asyncio", "logging", "argparse", "inspect", "site"}
+
+
+def test_a_prepared_job_has_cost_no_module_that_is_slow_to_import(tmp_path: Path) -> None:
+    """What fails may cost more; what is on every job's path may not."""
+    path = tmp_path / "node.sock"
+    package: dict[str, object] = {"id": "VO_ALICE@Tool::1", "digest": "d", "cache_hit": True}
+    package |= dict.fromkeys(("seeder_bytes", "neighbour_bytes", "web_bytes"), 0)
+    answer = {"ok": True, "packages": [package], "seconds": 0.1, "environment": {"A": "1", "B": "x y"}}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 20)
+                connection.sendall(b'{"event":"alive"}\n' + json.dumps(answer).encode() + b"\n")
+
+        server = threading.Thread(target=serve)
+        server.start()
+        done = run_hook(AD, path)
+        server.join()
+    assert printed(done)["Environment"] == "A=1 'B=x y'"
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
+    assert not imported & {"re", "enum", "json", "socket", "selectors", "contextlib", "collections"}
 
 
 def test_without_a_service_the_job_goes_elsewhere(tmp_path: Path) -> None:

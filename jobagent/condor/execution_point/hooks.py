@@ -51,10 +51,15 @@ def main(socket_path: str, *, silence_s: float = 60.0, patience_s: float = 60.0,
         patience_s: How long to wait for a node service that is being restarted.
         limit_s: Longest time in all; HTCondor itself sets no limit.
     """
-    ad = sys.stdin.buffer.read(MAX_AD_BYTES + 1)
+    text = sys.stdin.buffer.read(MAX_AD_BYTES + 1)
+    ad = longform.read(text)
     if longform.expression(ad, attributes.PACKAGES) is None:
         return 0
     try:
+        if len(text) > MAX_AD_BYTES:
+            raise Refusal(
+                214, f"the job ad has more than {MAX_AD_BYTES >> 20} MB; shorten the job's arguments or lists"
+            )
         print(prepared(ad, socket_path, silence_s, patience_s, limit_s), flush=True)
     except Refusal as refusal:
         print(refused(refusal.status, str(refusal)), flush=True)
@@ -63,12 +68,10 @@ def main(socket_path: str, *, silence_s: float = 60.0, patience_s: float = 60.0,
     return 0
 
 
-def prepared(ad: bytes, socket_path: str, silence_s: float, patience_s: float, limit_s: float) -> str:
+def prepared(ad: longform.Ad, socket_path: str, silence_s: float, patience_s: float, limit_s: float) -> str:
     """Return the changes of the job ad once the packages are there; raises Refusal."""
     from jobagent.condor.language import environment
 
-    if len(ad) > MAX_AD_BYTES:
-        raise Refusal(214, f"the job ad has more than {MAX_AD_BYTES >> 20} MB; shorten the job's arguments or lists")
     try:
         variables = environment.of_job(ad)
     except ValueError as error:
@@ -82,7 +85,7 @@ def prepared(ad: bytes, socket_path: str, silence_s: float, patience_s: float, l
     return "\n".join(lines + [longform.assignment(name, value) for name, value in found.items()])
 
 
-def request(ad: bytes, variables: Mapping[str, str]) -> dict[str, Any]:
+def request(ad: longform.Ad, variables: Mapping[str, str]) -> dict[str, Any]:
     """Return the arguments of the node service's `prepare` for this job."""
     known = {name: longform.expression(ad, name) for name in SENT_ATTRIBUTES}
     lines = ['MyType = "Job"', *(f"{name} = {text}" for name, text in known.items() if text is not None)]
@@ -136,29 +139,28 @@ def refused(status: int, message: str) -> str:
 
 def _ask(path: str, arguments: dict[str, Any], silence_s: float, patience_s: float, limit_s: float) -> dict[str, Any]:
     """Ask until the service answers: one that is killed meanwhile is restarted and goes on from what it has."""
-    import signal
     import time
 
     from jobagent.node import client
 
     last_sign = time.monotonic()
-
-    def too_late(*_: object) -> None:
-        raise Refusal(325, f"packages were not ready within {limit_s:g} s; see the node service's log on this node")
+    deadline = last_sign + limit_s
 
     def alive(_: object) -> None:
         nonlocal last_sign
         last_sign = time.monotonic()
 
-    signal.signal(signal.SIGALRM, too_late)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
     for restarts_left in reversed(range(MAX_RESTARTS)):
         last_sign = time.monotonic()
         try:
             return client.ask(
-                path, "prepare", arguments, on_event=alive, timeout_s=silence_s, wait_for_service_s=patience_s
-            )
+                path, "prepare", arguments, on_event=alive,
+                timeout_s=silence_s, wait_for_service_s=patience_s, deadline=deadline,
+            )  # fmt: skip
         except client.ServiceError as error:
+            if time.monotonic() >= deadline:
+                reason = f"packages were not ready within {limit_s:g} s; see the node service's log on this node"
+                raise Refusal(325, reason) from error
             is_gone = error.kind != "NodeServiceUnavailable" or time.monotonic() - last_sign >= patience_s
             if is_gone or not restarts_left:
                 raise Refusal(error.hook_status, str(error)) from error

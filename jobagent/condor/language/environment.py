@@ -6,17 +6,21 @@ V1: `NAME=value` separated by `;`, no quoting.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
 from jobagent.condor.language import longform
 
-_PROTECTED = re.compile(r"'((?:[^']|'')*)'")
-_WORD = re.compile(r"(?:[^\s']|'(?:[^']|'')*')+")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BLANKS = " \t\n\r\v\f"  # what separates words: no blank beyond ASCII does
 
 
-def of_job(ad: bytes) -> dict[str, str]:
-    """Return the variables that a long-form job ad sets; empty where it sets none."""
+def of_job(ad: longform.Ad) -> dict[str, str]:
+    """Return the variables that a job ad sets; empty where it sets none.
+
+    Raises:
+        ValueError: The attribute is no string, or a quote in it is not closed.
+    """
     v2 = longform.string_attribute(ad, "Environment")
     if v2 is not None:
         return parse(v2)
@@ -25,7 +29,11 @@ def of_job(ad: bytes) -> dict[str, str]:
 
 
 def parse(text: str) -> dict[str, str]:
-    """Return the variables of a V2 string; a word without `=` is left out, as the starter does."""
+    """Return the variables of a V2 string; a word without `=` is left out, as the starter does.
+
+    Raises:
+        ValueError: A quote is not closed.
+    """
     variables = {}
     for word in _words(text):
         name, equals, value = word.partition("=")
@@ -46,10 +54,31 @@ def render(variables: Mapping[str, str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    if "'" not in word and not re.search(r"\s", word):
+    if "'" not in word and word.split() == [word]:  # blanks beyond ASCII are protected too: it does no harm
         return word
     return "'" + word.replace("'", "''") + "'"
 
 
 def _words(text: str) -> list[str]:
-    return [_PROTECTED.sub(lambda part: part[1].replace("''", "'"), word) for word in _WORD.findall(text)]
+    """Split at blanks outside quotes: the text's pieces between quotes are outside and inside by turns."""
+    pieces = text.split("'")
+    if len(pieces) % 2 == 0:
+        raise ValueError(f"a quote is not closed in the environment {text[:100]!r}")
+    words = [""]
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            parts = [piece]
+        elif not piece and 0 < number < len(pieces) - 1:
+            parts = ["'"]  # a doubled quote: an empty piece between two quoted ones
+        else:
+            parts = _at_blanks(piece)
+        words[-1] += parts[0]
+        words += parts[1:]
+    return [word for word in words if word]
+
+
+def _at_blanks(text: str) -> list[str]:
+    """Split at each blank: empty parts tell where the text begins or ends with one."""
+    for blank in _BLANKS[1:]:
+        text = text.replace(blank, " ")
+    return text.split(" ")

@@ -97,13 +97,13 @@ def token_expiry_s(token: str) -> float | None:
         return None
 
 
-def _machine_ad(environ: Mapping[str, str]) -> bytes:
+def _machine_ad(environ: Mapping[str, str]) -> longform.Ad:
     path = environ.get("_CONDOR_MACHINE_AD", "")
     try:
         with open(path, "rb") as stream:
-            return stream.read(_MAX_AD_BYTES)
+            return longform.read(stream.read(_MAX_AD_BYTES))
     except OSError:
-        return b""
+        return {}
 
 
 def _first(environ: Mapping[str, str], *names: str) -> int:
