@@ -115,7 +115,10 @@ def local_config_directory() -> Path:
             f"condor_config_val does not tell LOCAL_CONFIG_DIR: {getattr(error, 'stderr', '') or error}",
             remedy="give --config-directory",
         ) from error
-    return Path(done.stdout.replace(",", " ").split()[0])
+    directories = done.stdout.replace(",", " ").split()
+    if not directories:
+        raise ConfigurationError("LOCAL_CONFIG_DIR of HTCondor is empty", remedy="give --config-directory")
+    return Path(directories[0])
 
 
 def described(file: PlannedFile) -> str:

@@ -91,6 +91,7 @@ def test_no_htcondor_at_all_is_one_error_and_stops_no_other_check(healthy: Facts
         ({"EXECUTE": "/nowhere"}, ("EXECUTE", Level.ERROR)),
         ({"CONDOR_IDS": "4711.4711"}, ("EXECUTE", Level.ERROR)),
         ({"SEC_CLIENT_AUTHENTICATION_METHODS": "CLAIMTOBE"}, ("security", Level.WARNING)),
+        ({"MOUNT_UNDER_SCRATCH": '"/tmp,/c"'}, ("cache", Level.ERROR)),
     ],
 )
 def test_each_wrong_setting_is_named(

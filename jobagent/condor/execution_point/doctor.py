@@ -246,6 +246,22 @@ def disks(facts: Facts) -> Iterator[Finding]:
         yield Finding("disk", Level.WARNING if is_low else Level.OK, text, "make room" if is_low else "")
 
 
+def cache(facts: Facts) -> Iterator[Finding]:
+    """Jobs see the packages: HTCondor gives each a /tmp of its own, and no cache is in that."""
+    root = Path(str((facts.status or {}).get("root", "")))
+    if not root.is_absolute():
+        return
+    execute_directory = Path(facts.parameters.get("EXECUTE", "/"))
+    private = [Path(word.strip('"')) for word in facts.words("MOUNT_UNDER_SCRATCH") if word.startswith(("/", '"/'))]
+    hiding = [p for p in private if root.is_relative_to(p) and not execute_directory.is_relative_to(p)]
+    if hiding:
+        yield Finding("cache", Level.ERROR, f"{root} is below {hiding[0]}, of which every job has its own"
+                      " (MOUNT_UNDER_SCRATCH): jobs do not see their packages",
+                      "set [sharedcache] root to a directory elsewhere, such as /var/cache/jobagent")  # fmt: skip
+    else:
+        yield Finding("cache", Level.OK, f"jobs see {root}")
+
+
 def network(facts: Facts) -> Iterator[Finding]:
     """Catalogue and trackers answer, and agree with this node on the time."""
     for web in facts.webs:
@@ -267,7 +283,7 @@ def network(facts: Facts) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    versions, settings, programs, transfer_plugins, execute, security, service, ports, disks, network,
+    versions, settings, programs, transfer_plugins, execute, security, service, cache, ports, disks, network,
 )  # fmt: skip
 
 
