@@ -1,9 +1,12 @@
 """`bench.landing`: pilots on bare worker nodes of one site, from the script's start to joining the pool.
 
-- `cold_s`, `warm_s`: seconds of a landing on a virgin node, and of the next one where the site keeps a cache.
+- `cold_s`, `warm_s`: seconds from the script's start to that of condor_master, on a virgin node and for the next
+  pilot there where the site keeps a cache; `cold_ready_s`, `warm_ready_s` until the pool may send jobs; `…_20_s` the
+  median of 20 pilots at once.
 - `wire_s`: what the bytes that a virgin node received need on its link of `link_mbit`; `cold_over_wire_s`: the rest.
 - `central_mb_per_landing`: all bytes that the central host sent (script, first stage, metadata, tracker, seeder,
-  pool), by number of landings at once; `later_mb_per_landing` the same without the site's first copy.
+  pool) by number of landings; `later_mb_per_landing` the same without the site's first copy.  1 and 20 land at once,
+  more in batches, while the site holds only the latest `SITE_HOLDS` pilots.  `central_parts_mb` says of what.
 - `bundle_mb`: the first stage; `before_first_package_mb`: all that lands before the first package, compressed.
 
 Each node is a minimal Debian with a link and processes of its own; all of them share this machine's cores, so the
@@ -17,6 +20,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,56 +32,95 @@ from pathlib import Path
 from typing import Any
 
 from jobagent.testing.barenode import BareNode, is_possible
-from jobagent.testing.grid import Grid
+from jobagent.testing.grid import Grid, Sent
 
 LINK_MBIT = 1000
 LIMIT_S = 600.0
+LEAVE_S = 60.0
+BATCH = 10
+SITE_HOLDS = 20
 CACHE = "/var/lib/site-cache"
+
+_BEGUN = re.compile(r" pilot (\d+-\d+) \+0\.\d+ INFO begin ")
 _LANDED = re.compile(r"\+([0-9.]+) INFO condor_master started")
+
+
+class Pilot(threading.Thread):
+    """A pilot on a node; follows its log to the end, so that the pilot never waits for a reader."""
+
+    def __init__(self, grid: Grid, node: BareNode) -> None:
+        super().__init__(daemon=True)
+        node.directory(CACHE)
+        environment = grid.equip(node) | {"JOBAGENT_CACHE": CACHE, "JOBAGENT_SITE": "site-a"}
+        self.node = node
+        self.name_in_pool = ""
+        self.began_s = 0.0  # monotonic
+        self.seconds = 0.0
+        self.log: list[str] = []
+        self.landed = threading.Event()
+        self._before_bytes = node.received_bytes()
+        self._process: subprocess.Popen[str] = node.start(*grid.land(), environment=environment)
+        self.start()
+
+    def run(self) -> None:
+        """Read."""
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError):  # closed when the node is stopped
+            for line in self._process.stderr:
+                self.log.append(line)
+                if begun := _BEGUN.search(line):
+                    self.name_in_pool, self.began_s = begun[1], time.monotonic()
+                elif landed := _LANDED.search(line):
+                    self.seconds = float(landed[1])
+                    self.landed.set()
+        self.landed.set()
+
+    def wait(self, deadline: float) -> None:
+        """Wait until it has landed; ends the benchmark where it has not."""
+        self.landed.wait(max(0.0, deadline - time.monotonic()))
+        if not self.seconds:
+            sys.exit(f"bench.landing: a pilot did not land:\n{''.join(self.log)[-3000:]}")
+
+    def received_bytes(self) -> int:
+        """What came over its node's link since it began."""
+        return self.node.received_bytes() - self._before_bytes
+
+    def leave(self) -> None:
+        """Ask it to end, as the batch system does, and wait."""
+        for pid in self.node.pids():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sh\0":  # that of `wget … | sh`
+                    os.kill(pid, signal.SIGTERM)
+
+    def join_node(self) -> None:
+        """Wait for its end after `leave`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(LEAVE_S)
+        self.node.stop()
 
 
 @dataclass(frozen=True, slots=True)
 class Landings:
-    """Some landings at once: seconds of each, bytes that the central host sent and that each node received."""
+    """Some landings: seconds of each, what the central host sent and the first node received, how busy the cores."""
 
     seconds: tuple[float, ...]
-    central_bytes: int
-    received_bytes: tuple[int, ...]
+    sent: Sent
+    received_bytes: int
     cpu_percent: float
-
-
-class Watch(threading.Thread):
-    """Follows one pilot's log until it has landed."""
-
-    def __init__(self, started: subprocess.Popen[str]) -> None:
-        super().__init__(daemon=True)
-        self._pilot = started
-        self.seconds = 0.0
-        self.log: list[str] = []
-        self.landed = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Read to the end, so that the pilot never waits for a reader."""
-        assert self._pilot.stderr is not None
-        with contextlib.suppress(ValueError):  # closed when the node is stopped
-            for line in self._pilot.stderr:
-                self.log.append(line)
-                if found := _LANDED.search(line):
-                    self.seconds = float(found[1])
-                    self.landed.set()
-        self.landed.set()
+    ready_s: float = 0.0
 
 
 def main() -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m bench.landing", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    parser.add_argument("--full", action="store_true", help="100 landings at once too, and the smallest bundle")
+    parser.add_argument("--full", action="store_true", help="100 landings too, and the smallest bundle")
+    parser.add_argument("--numbers", type=int, nargs="+", metavar="N", help="landings; 1 is always among them")
     options = parser.parse_args()
     if why := is_possible():
         sys.exit(f"bench.landing: {why}")
-    figures = measure(numbers=(1, 20, 100) if options.full else (1, 20), effort=9 if options.full else 6)
+    numbers = options.numbers or ([1, 20, 100] if options.full else [1, 20])
+    figures = measure(numbers=[n for n in numbers if n > 1], effort=9 if options.full else 6)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json:
@@ -88,70 +131,120 @@ def main() -> int:
 def measure(*, numbers: Sequence[int], effort: int) -> dict[str, Any]:
     """Return all figures."""
     settings = {"glidein": {"idle_s": 3600, "condor_config": ""}}  # production's intervals
-    figures: dict[str, Any] = {"link_mbit": LINK_MBIT, "cores": os.cpu_count(), "condor": ""}
-    central: dict[str, float] = {}
-    later: dict[str, float] = {}
-    busy: dict[str, float] = {}
+    figures: dict[str, Any] = {"link_mbit": LINK_MBIT, "cores": os.cpu_count()}
     with Grid(effort=effort, settings=settings) as grid:
         figures["condor"] = grid.condor.version
+        with BareNode(grid.lan, link_mbit=LINK_MBIT) as node:
+            cold, warm = at_once(grid, [node]), at_once(grid, [node])
+        wire_s = cold.received_bytes * 8 / (LINK_MBIT * 1e6)
+        figures |= {"cold_s": cold.seconds[0], "cold_ready_s": round(cold.ready_s, 2)}
+        figures |= {"warm_s": warm.seconds[0], "warm_ready_s": round(warm.ready_s, 2)}
+        figures |= {"wire_s": round(wire_s, 2), "cold_over_wire_s": round(cold.seconds[0] - wire_s, 2)}
+        figures["landing_mb"] = round(cold.received_bytes / 1e6, 2)
+        central, later, parts = {"1": mb(cold.sent.wire), "1 warm": mb(warm.sent.wire)}, {}, {"1": of_what(cold.sent)}
+        busy = {"1": round(cold.cpu_percent)}
         for number in numbers:
-            with contextlib.ExitStack() as stack:
-                nodes = [stack.enter_context(BareNode(grid.lan, link_mbit=LINK_MBIT)) for _ in range(number)]
-                cold = land(grid, nodes)
-                warm = land(grid, nodes)
-            name = "" if number == 1 else f"_{number}"
-            figures[f"cold{name}_s"] = round(statistics.median(cold.seconds), 2)
-            figures[f"warm{name}_s"] = round(statistics.median(warm.seconds), 2)
-            if number == 1:
-                wire_s = cold.received_bytes[0] * 8 / (LINK_MBIT * 1e6)
-                figures |= {"wire_s": round(wire_s, 2), "cold_over_wire_s": round(cold.seconds[0] - wire_s, 2)}
-                figures["landing_mb"] = round(cold.received_bytes[0] / 1e6, 2)
-                first_bytes = cold.central_bytes
-            else:
-                later[str(number)] = round((cold.central_bytes - first_bytes) / (number - 1) / 1e6, 3)
-            central[str(number)] = round(cold.central_bytes / number / 1e6, 3)
-            central[f"{number} warm"] = round(warm.central_bytes / number / 1e6, 3)
-            busy[str(number)] = round(cold.cpu_percent)
-        figures["central_mb_per_landing"] = central
-        figures["later_mb_per_landing"] = later
-        figures["cpu_percent"] = busy
-        figures["bundle_mb"] = round(grid.bundle_bytes / 1e6, 2)
+            crowd = many(grid, number, figures)
+            central[str(number)] = mb(crowd.sent.wire / number)
+            later[str(number)] = mb((crowd.sent.wire - cold.sent.wire) / (number - 1))
+            parts[str(number)] = of_what(crowd.sent)
+            busy[str(number)] = round(crowd.cpu_percent)
+        figures |= {"central_mb_per_landing": central, "later_mb_per_landing": later, "central_parts_mb": parts}
+        figures |= {"cpu_percent": busy, "bundle_mb": mb(grid.bundle_bytes)}
         script = len((grid.directory / "bundle" / "pilot.sh").read_bytes())
         packages = sum(p["size_bytes"] for p in grid.world.status()["packages"])
-        figures["before_first_package_mb"] = round((grid.bundle_bytes + script + packages) / 1e6, 2)
+        figures["before_first_package_mb"] = mb(grid.bundle_bytes + script + packages)
     return figures
 
 
-def land(grid: Grid, nodes: Sequence[BareNode]) -> Landings:
+def many(grid: Grid, number: int, figures: dict[str, Any]) -> Landings:
+    """Let many land, at once where the site holds them all, else in batches; note the seconds in `figures`."""
+    if number > SITE_HOLDS:
+        crowd = in_batches(grid, number)
+    else:
+        with contextlib.ExitStack() as stack:
+            nodes = [stack.enter_context(BareNode(grid.lan, link_mbit=LINK_MBIT)) for _ in range(number)]
+            crowd = at_once(grid, nodes)
+            figures[f"warm_{number}_s"] = statistics.median(at_once(grid, nodes).seconds)
+    figures[f"cold_{number}_s"] = statistics.median(crowd.seconds)
+    return crowd
+
+
+def at_once(grid: Grid, nodes: Sequence[BareNode]) -> Landings:
     """Let a pilot land on each node at the same time; end them all when all have landed."""
-    environments = []
-    for node in nodes:
-        node.directory(CACHE)
-        environments.append(grid.equip(node) | {"JOBAGENT_CACHE": CACHE, "JOBAGENT_SITE": "site-a"})
-    before = [node.received_bytes() for node in nodes]
-    sent, begin_s, busy_s = grid.lan.sent_bytes(), time.monotonic(), cpu_s()
-    watches = [
-        Watch(node.start(*grid.land(), environment=environment))
-        for node, environment in zip(nodes, environments, strict=True)
-    ]
-    deadline = begin_s + LIMIT_S
-    for watch in watches:
-        watch.landed.wait(max(0.0, deadline - time.monotonic()))
-    share = (cpu_s() - busy_s) / (time.monotonic() - begin_s) / (os.cpu_count() or 1)
-    result = Landings(
-        tuple(watch.seconds for watch in watches),
-        grid.lan.sent_bytes() - sent,
-        tuple(node.received_bytes() - b for node, b in zip(nodes, before, strict=True)),
-        100 * share,
-    )
-    for node in nodes:
-        node.stop()
-    failed = [watch for watch in watches if not watch.seconds]
-    if failed:
-        sys.exit(
-            f"bench.landing: {len(failed)} of {len(nodes)} pilots did not land:\n{''.join(failed[0].log)[-3000:]}"
-        )
-    return result
+    sent, begin_s, busy_s = grid.sent(), time.monotonic(), cpu_s()
+    pilots = [Pilot(grid, node) for node in nodes]
+    for pilot in pilots:
+        pilot.wait(begin_s + LIMIT_S)
+    share = cpu_share(busy_s, begin_s)
+    sent = grid.sent().since(sent)
+    received = pilots[0].received_bytes()
+    ready_s = seconds_to_ready(grid, pilots[0]) if len(pilots) == 1 else 0.0
+    end(pilots)
+    return Landings(tuple(pilot.seconds for pilot in pilots), sent, received, share, ready_s)
+
+
+def in_batches(grid: Grid, number: int) -> Landings:
+    """Let pilots land on ever new nodes of the site, and end the oldest when it holds enough."""
+    sent, begin_s, busy_s = grid.sent(), time.monotonic(), cpu_s()
+    seconds: list[float] = []
+    received = 0
+    with contextlib.ExitStack() as stack:
+        present: list[Pilot] = []
+        while len(seconds) < number:
+            size = min(BATCH, number - len(seconds))
+            nodes = [stack.enter_context(BareNode(grid.lan, link_mbit=LINK_MBIT)) for _ in range(size)]
+            batch = [Pilot(grid, node) for node in nodes]
+            deadline = time.monotonic() + LIMIT_S
+            for pilot in batch:
+                pilot.wait(deadline)
+            seconds += [pilot.seconds for pilot in batch]
+            received = received or batch[0].received_bytes()
+            present += batch
+            print(f"{len(seconds)} landed", file=sys.stderr)
+            end(present[: -SITE_HOLDS + BATCH])
+            present = present[-SITE_HOLDS + BATCH :]
+        share, sent = cpu_share(busy_s, begin_s), grid.sent().since(sent)
+        end(present)
+    return Landings(tuple(seconds), sent, received, share)
+
+
+def end(pilots: Sequence[Pilot]) -> None:
+    """Let pilots leave."""
+    for pilot in pilots:
+        pilot.leave()
+    for pilot in pilots:
+        pilot.join_node()
+
+
+def seconds_to_ready(grid: Grid, pilot: Pilot) -> float:
+    """Wait until the pilot's slot takes jobs, as the pool sees it; return the seconds since the script began."""
+    ready: list[float] = []
+
+    def is_ready() -> bool:
+        ads = grid.pool.machines("GlideinPilot", "JobAgentReady")
+        if any(ad.get("GlideinPilot") == pilot.name_in_pool and ad.get("JobAgentReady") is True for ad in ads):
+            ready.append(time.monotonic() - pilot.began_s)
+        return bool(ready)
+
+    grid.pool.wait_until(is_ready, LIMIT_S)
+    return ready[0]
+
+
+def mb(size_bytes: float) -> float:
+    """Return megabytes as they are printed."""
+    return round(size_bytes / 1e6, 3)
+
+
+def of_what(sent: Sent) -> dict[str, float]:
+    """Return what the central host's bytes were."""
+    rest = sent.wire - sent.web - sent.seeder
+    return {"web": mb(sent.web), "seeder": mb(sent.seeder), "headers, HTCondor": mb(rest)}
+
+
+def cpu_share(busy_s: float, begin_s: float) -> float:
+    """Return how busy the cores were since, in percent."""
+    return 100 * (cpu_s() - busy_s) / (time.monotonic() - begin_s) / (os.cpu_count() or 1)
 
 
 def cpu_s() -> float:

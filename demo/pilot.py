@@ -30,7 +30,7 @@ from jobagent.errors import SiteError
 from jobagent.testing import joblog
 from jobagent.testing.barenode import SUITES, is_possible
 from jobagent.testing.element import Site
-from jobagent.testing.grid import Grid, User
+from jobagent.testing.grid import Grid, Sent, User
 
 SELF_CONTAINED = (["--interpreter", "--with-libc"], *PACKAGES[1:])
 OUTPUTS = ("histograms.root", "multiplicity.png")
@@ -64,21 +64,6 @@ class Landing:
     started_s: float
     libc: str
     steps: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """Bytes that the central host sent so far: by its web server, by its seeder, and over its wire in all."""
-
-    web: int
-    seeder: int
-    wire: int
-
-    @classmethod
-    def of(cls, grid: Grid) -> Sent:
-        """Ask the services, and the kernel."""
-        server = grid.world.status()["server"]
-        return cls(int(server["http_bytes"]), int(server["seeder"]["upload_bytes"]), grid.lan.sent_bytes())
 
 
 def main() -> int:
@@ -137,7 +122,7 @@ def run(grid: Grid, site: Site, events: int, console: Console) -> int:
     console.rule(f"jobs in the VO's queue, {site.element.resource}, bare nodes behind it")
     jobs = {submit(grid, user, number, events): number for number in range(1, len(site.nodes) + 1)}
     console.print(f"jobagent submit {JOB.name}: clusters {', '.join(map(str, jobs))}")
-    before = Sent.of(grid)
+    before = grid.sent()
     console.print("jobagent pilots factory: pilots for what waits")
     factory = user.start("pilots", "factory", "--interval", "3", *pilot_words(grid, site, user))
     try:
@@ -156,7 +141,7 @@ def run(grid: Grid, site: Site, events: int, console: Console) -> int:
         left = leftovers(site)
     landings = [landing_of(text) for text in pilot_logs(site, user)]
     show_timeline(grid, list(jobs), landings, console)
-    show_traffic(before, Sent.of(grid), "".join(pilot_logs(site, user)), len(landings), console)
+    show_traffic(grid.sent().since(before), "".join(pilot_logs(site, user)), len(landings), console)
     console.print(f"left on the nodes: {left or 'nothing'}")
     is_valid = [judge(grid, cluster, user.home / f"job{number}", console) for cluster, number in jobs.items()]
     return 0 if all(is_valid) and not left else 1
@@ -242,20 +227,19 @@ def pilot_of(grid: Grid, cluster: int) -> dict[str, dict[str, float]]:
     return {pilot: {e.kind: datetime.fromisoformat(e.fields["EventTime"]).timestamp() for e in events}}
 
 
-def show_traffic(before: Sent, after: Sent, logs: str, landings: int, console: Console) -> None:
+def show_traffic(sent: Sent, logs: str, landings: int, console: Console) -> None:
     """Print what the central host sent: to land, and for the jobs' packages."""
-    web, seeder, wire = after.web - before.web, after.seeder - before.seeder, after.wire - before.wire
     landing = sum(map(int, re.findall(r" seeder_bytes=(\d+)", logs)))
     near = sum(map(int, re.findall(r" neighbour_bytes=(\d+)", logs)))
     console.print(
-        f"web server: {web / 1e6:.1f} MB, {web / landings / 1e6:.1f} MB a landing (first stage, signed lists,"
-        f" tracker); the script came through the compute element"
+        f"web server: {sent.web / 1e6:.1f} MB, {sent.web / landings / 1e6:.1f} MB a landing (first stage, signed"
+        f" lists, tracker); the script came through the compute element"
     )
     console.print(
-        f"seeder: {seeder / 1e6:.1f} MB, of it {landing / 1e6:.1f} MB HTCondor and agent;"
+        f"seeder: {sent.seeder / 1e6:.1f} MB, of it {landing / 1e6:.1f} MB HTCondor and agent;"
         f" {near / 1e6:.1f} MB of these came from neighbours"
     )
-    console.print(f"over the central host's wire: {wire / 1e6:.1f} MB, the pool's and headers included")
+    console.print(f"over the central host's wire: {sent.wire / 1e6:.1f} MB, the pool's and headers included")
 
 
 def pilot_logs(site: Site, user: User) -> list[str]:

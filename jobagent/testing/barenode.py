@@ -162,6 +162,10 @@ class BareNode:
         """Bytes that came over the node's link, all layers included."""
         return int(Path(f"/sys/class/net/{self.namespace}h/statistics/tx_bytes").read_text())
 
+    def pids(self) -> list[int]:
+        """Return what runs on the node, as this machine numbers it."""
+        return [int(pid) for pid in _run(["ip", "netns", "pids", self.namespace]).split()]
+
     def stop(self) -> None:
         """End everything that runs on the node; its disk stays."""
         for running in self._running:

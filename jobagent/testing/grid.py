@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -99,6 +100,19 @@ class User:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Bytes that the central host has sent: by its web server, by its seeder, and over its wire in all."""
+
+    web: int
+    seeder: int
+    wire: int
+
+    def since(self, before: Sent) -> Sent:
+        """Return what was sent in between."""
+        return Sent(self.web - before.web, self.seeder - before.seeder, self.wire - before.wire)
+
+
 class Grid:
     """Everything central.  A context manager.
 
@@ -160,6 +174,11 @@ class Grid:
     def script_url(self) -> str:
         """Where pilots start."""
         return f"{self.world.url}/pilot.sh"
+
+    def sent(self) -> Sent:
+        """Ask the services, and the kernel: HTCondor's words and all headers are in its count only."""
+        server = self.world.status()["server"]
+        return Sent(int(server["http_bytes"]), int(server["seeder"]["upload_bytes"]), self.lan.sent_bytes())
 
     def token(self, lifetime_s: int = 3600) -> str:
         """Return a token for one pilot."""

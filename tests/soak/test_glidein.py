@@ -1,7 +1,8 @@
 """Glide-ins on bare worker nodes: many jobs, every way to end, nothing left.
 
 All parts are real: minimal Debians with a network and processes of their own, an unprivileged user, the VO's pool,
-catalogue, tracker and seeder.  `test_pilots_element` adds a compute element in front.
+catalogue, tracker and seeder.  The shortest of these tests are in `tests/test_glidein.py`; `test_pilots_element` adds
+a compute element in front.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,6 +18,7 @@ import pytest
 from jobagent.testing import joblog
 from jobagent.testing.barenode import BareNode, is_possible
 from jobagent.testing.grid import Grid
+from tests.glidein_field import LONG_JOB, cmdline, ended, put_script, shell_of, wait_for, written
 
 pytestmark = [
     pytest.mark.condor,
@@ -31,7 +32,6 @@ SHORT_JOB = (
     "executable = /bin/sh\narguments = \"-c 'tool && sleep 1'\"\ntransfer_executable = false\n"
     'MY.Packages = { "VO_ALICE@Tool::1" }\n'
 )
-LONG_JOB = "executable = /bin/sleep\narguments = 120\ntransfer_executable = false\n"
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +62,6 @@ def queue(grid: Grid) -> Iterator[Callable[[str], int]]:
         grid.pool.central.try_tool("condor_rm", str(cluster))
 
 
-def wait_for(text: str, started: subprocess.Popen[str], timeout_s: float = 60.0) -> str:
-    """Read the pilot's log until a line has `text`; return all of it."""
-    assert started.stderr is not None
-    seen = ""
-    deadline = time.monotonic() + timeout_s
-    while text not in seen:
-        assert time.monotonic() < deadline, seen
-        line = started.stderr.readline()
-        assert line, f"ended before {text!r}: {seen}"
-        seen += line
-    return seen
-
-
-def written(node: BareNode) -> list[str]:
-    return [path for path in node.written() if not path.startswith("/home/pilot/")]
-
-
 def machine_of(grid: Grid, site: str) -> dict[str, object]:
     """Return the ad of the one glide-in of that site, once it is there."""
     found: list[dict[str, object]] = []
@@ -90,15 +73,6 @@ def machine_of(grid: Grid, site: str) -> dict[str, object]:
 
     grid.pool.wait_until(is_there)
     return found[0]
-
-
-def ended(pilot: subprocess.Popen[str], timeout_s: float = 40.0) -> str:
-    """Return the rest of the log of a pilot that is about to end."""
-    try:
-        return pilot.communicate(timeout=timeout_s)[1]
-    except subprocess.TimeoutExpired:
-        pilot.kill()
-        raise AssertionError(f"the pilot does not end: {pilot.communicate()[1]}") from None
 
 
 def test_jobs_run_side_by_side_and_the_node_is_left_clean(grid: Grid, queue: Callable[[str], int]) -> None:
@@ -137,15 +111,6 @@ def test_the_next_pilot_finds_everything_in_place(grid: Grid, node: BareNode, qu
     assert left == {"pilot", "packages"}
 
 
-def test_expired_token_ends_the_pilot_before_it_fetches_packages(grid: Grid, node: BareNode) -> None:
-    environment = grid.equip(node, grid.token(lifetime_s=1))
-    time.sleep(2)
-    done = node.run(*grid.land(), environment=environment)
-    assert done.returncode == 245
-    assert "the pool's token expired" in done.stderr and "INFO packages" not in done.stderr
-    assert written(node) == []
-
-
 def test_token_of_another_pool_is_refused_with_its_reason(grid: Grid, node: BareNode) -> None:
     header, claims, signature = grid.token().split(".")
     forged = ".".join((header, claims, signature[:-4] + "AAAA"))
@@ -155,52 +120,28 @@ def test_token_of_another_pool_is_refused_with_its_reason(grid: Grid, node: Bare
     assert written(node) == []
 
 
-def test_sigterm_sends_jobs_back_and_leaves_nothing(grid: Grid, node: BareNode, queue: Callable[[str], int]) -> None:
-    cluster = queue(f"{LONG_JOB}queue\n")
-    node.put("/tmp/pilot.sh", (grid.directory / "bundle" / "pilot.sh").read_bytes())
-    pilot = node.start("sh", "/tmp/pilot.sh", environment=grid.equip(node))
-    wait_for("condor_master started", pilot)
-    grid.pool.jobs.wait(cluster, {joblog.EXECUTING}, timeout_s=40)
-    os.kill(shell_of(node), signal.SIGTERM)
-    ended(pilot)
-    assert pilot.returncode == 143
-    assert grid.pool.jobs.wait(cluster, {joblog.EVICTED}, timeout_s=20)
-    assert written(node) == ["/tmp/pilot.sh"]
-
-
 def test_kill_9_of_the_pilot_takes_everything_and_the_next_one_sweeps(grid: Grid, node: BareNode) -> None:
     environment = grid.equip(node)
-    node.put("/tmp/pilot.sh", (grid.directory / "bundle" / "pilot.sh").read_bytes())
-    keeper = node.start("sh", "-c", "sh /tmp/pilot.sh; exec sleep 100", environment=environment)
+    command = put_script(grid, node)
+    keeper = node.start("sh", "-c", f"{' '.join(command)}; exec sleep 100", environment=environment)
     wait_for("condor_master started", keeper)
     os.kill(shell_of(node), signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while any(b"/jobagent-pilot." in cmdline(pid) for pid in pids_of(node)):
-        assert time.monotonic() < deadline, [cmdline(pid) for pid in pids_of(node)]
+    while any(b"/jobagent-pilot." in cmdline(pid) for pid in node.pids()):
+        assert time.monotonic() < deadline, [cmdline(pid) for pid in node.pids()]
         time.sleep(0.1)
     keeper.kill()
     keeper.communicate(timeout=20)
     assert any("jobagent-pilot." in path for path in written(node))  # it could not clean up any more
-    done = node.run("sh", "/tmp/pilot.sh", environment=environment | {"JOBAGENT_MIN_MEMORY_MB": "1"})
+    done = node.run(*command, environment=environment)
     assert done.returncode == 0 and "which is gone" in done.stderr
-    assert written(node) == ["/tmp/pilot.sh"]
-
-
-def test_kill_9_of_the_master_ends_the_pilot_with_a_site_error(grid: Grid, node: BareNode) -> None:
-    pilot = node.start(*grid.land(), environment=grid.equip(node))
-    wait_for("condor_master started", pilot)
-    (master,) = [pid for pid in pids_of(node) if b"condor_master" in cmdline(pid).split(b"\0")[0]]
-    os.kill(master, signal.SIGKILL)
-    err = ended(pilot)
-    assert pilot.returncode == 220
-    assert "condor_master ended with -9" in err
     assert written(node) == []
 
 
 def test_node_service_that_dies_is_started_again(grid: Grid, node: BareNode, queue: Callable[[str], int]) -> None:
     pilot = node.start(*grid.land(), environment=grid.equip(node))
     wait_for("condor_master started", pilot)
-    (service,) = [pid for pid in pids_of(node) if b"\0node\0" in cmdline(pid)]
+    (service,) = [pid for pid in node.pids() if b"\0node\0" in cmdline(pid)]
     os.kill(service, signal.SIGKILL)
     wait_for("restart 1", pilot)
     cluster = queue(f"{SHORT_JOB}queue\n")
@@ -248,25 +189,3 @@ def test_pool_that_is_down_is_a_supply_error(grid: Grid, node: BareNode) -> None
     assert done.returncode == 230, done.stderr
     assert f"the pool {grid.lan.address}:9 cannot be reached" in done.stderr
     assert written(node) == []
-
-
-def pids_of(node: BareNode) -> list[int]:
-    """Processes that run on the node, as this machine numbers them."""
-    done = subprocess.run(
-        ["ip", "netns", "pids", node.namespace], capture_output=True, text=True, timeout=10, check=True
-    )
-    return [int(pid) for pid in done.stdout.split()]
-
-
-def shell_of(node: BareNode) -> int:
-    """The pilot script's own process, which is all that a batch system knows."""
-    (shell,) = [pid for pid in pids_of(node) if cmdline(pid) == b"sh\0/tmp/pilot.sh\0"]
-    return shell
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            return stream.read()
-    except OSError:
-        return b""
