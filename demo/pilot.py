@@ -136,9 +136,9 @@ def run(grid: Grid, site: Site, events: int, console: Console) -> int:
         factory.terminate()
         console.print(told(factory.communicate(timeout=30)[1]), soft_wrap=True)
     for cluster in jobs:
-        user.call("jobs", str(cluster), "--fetch")
+        user.call("jobs", str(cluster), "--fetch")  # as its user does
     with console.status("the pilots leave"):
-        left = leftovers(site)
+        left = leftovers(site, user)
     landings = [landing_of(text) for text in pilot_logs(site, user)]
     show_timeline(grid, list(jobs), landings, console)
     show_traffic(grid.sent().since(before), "".join(pilot_logs(site, user)), len(landings), console)
@@ -262,9 +262,11 @@ def landing_of(log: str) -> Landing:
     return Landing(pilot[1], float(pilot["started_s"]), libc[1] if libc else "", steps)
 
 
-def leftovers(site: Site) -> list[str]:
-    """Return what is left on the nodes once the pilots have gone."""
+def leftovers(site: Site, user: User) -> list[str]:
+    """Return what is left on the nodes once the pilots have gone, and their logs are back."""
     deadline = time.monotonic() + LEAVE_LIMIT_S
+    while json.loads(user.call("pilots", "status", "--json")) and time.monotonic() < deadline:
+        time.sleep(1)
     while (left := site.leftovers()) and time.monotonic() < deadline:
         time.sleep(0.5)
     return left

@@ -1,7 +1,7 @@
 """Glide-ins on bare worker nodes: many jobs, every way to end, nothing left.
 
 All parts are real: minimal Debians with a network and processes of their own, an unprivileged user, the VO's pool,
-catalogue, tracker and seeder.  The shortest of these tests are in `tests/test_glidein.py`; `test_pilots_element` adds
+catalogue, tracker and seeder.  The shortest of these tests are in `tests/test_pilots_landing.py`, which adds
 a compute element in front.
 """
 
@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.condor,
     pytest.mark.netns,
     pytest.mark.slow,
+    pytest.mark.timeout(420),  # with the making of the bundle, on a busy machine
     pytest.mark.soak,
     pytest.mark.skipif(bool(is_possible()) and not os.environ.get("CI"), reason=is_possible() or "possible"),
 ]

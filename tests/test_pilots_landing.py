@@ -1,9 +1,14 @@
-"""Pilots through a compute element: collector, schedd and job router in front of a batch system of bare nodes."""
+"""Pilots on bare worker nodes: through a compute element, told to end, without their master, with a bad token.
+
+All parts are real; the compute element is collector, schedd and job router in front of a batch system.  Other ways to
+end take longer: `tests/soak/test_glidein.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,14 +18,16 @@ import pytest
 
 from jobagent.condor.pilots.elements import Element
 from jobagent.testing import joblog
-from jobagent.testing.barenode import is_possible
+from jobagent.testing.barenode import BareNode, is_possible
 from jobagent.testing.element import Site
 from jobagent.testing.grid import Grid, User
+from tests.glidein_field import LONG_JOB, ended, master_of, put_script, shell_of, wait_for, written
 
 pytestmark = [
     pytest.mark.condor,
     pytest.mark.netns,
     pytest.mark.slow,
+    pytest.mark.timeout(420),  # with the making of the bundle, on a busy machine
     pytest.mark.skipif(bool(is_possible()) and not os.environ.get("CI"), reason=is_possible() or "possible"),
 ]
 JOB = (
@@ -100,3 +107,38 @@ def test_failing_pilots_stop_the_factory_for_a_while(grid: Grid, site: Site, use
         path for path in (user.home / "pilots").glob("site-b.*.err") if "the pool's token expired" in path.read_text()
     ]
     assert logs
+
+
+def test_sigterm_sends_jobs_back_and_leaves_nothing(grid: Grid) -> None:
+    with BareNode(grid.lan, "bullseye") as node:  # glibc 2.31, older than the one of the build
+        cluster = grid.pool.submit(f"{LONG_JOB}queue\n")
+        pilot = node.start(*put_script(grid, node), environment=grid.equip(node))
+        wait_for("condor_master started", pilot)
+        grid.pool.jobs.wait(cluster, {joblog.EXECUTING}, timeout_s=40)
+        os.kill(shell_of(node), signal.SIGTERM)
+        ended(pilot)
+        assert pilot.returncode == 143
+        assert grid.pool.jobs.wait(cluster, {joblog.EVICTED}, timeout_s=20)
+        grid.pool.central.tool("condor_rm", str(cluster))
+        assert written(node) == []
+
+
+def test_kill_9_of_the_master_ends_the_pilot_with_a_site_error(grid: Grid) -> None:
+    with BareNode(grid.lan) as node:
+        pilot = node.start(*grid.land(), environment=grid.equip(node))
+        wait_for("condor_master started", pilot)
+        os.kill(master_of(node), signal.SIGKILL)
+        log = ended(pilot)
+        assert pilot.returncode == 220
+        assert "condor_master ended with -9" in log
+        assert written(node) == []
+
+
+def test_expired_token_ends_the_pilot_before_it_fetches_packages(grid: Grid) -> None:
+    with BareNode(grid.lan) as node:
+        environment = grid.equip(node, grid.token(lifetime_s=1))
+        time.sleep(2)
+        done = node.run(*grid.land(), environment=environment)
+        assert done.returncode == 245
+        assert "the pool's token expired" in done.stderr and "INFO packages" not in done.stderr
+        assert written(node) == []
