@@ -7,6 +7,7 @@ import ipaddress
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -146,8 +147,8 @@ def put(world: World, data: bytes) -> str:
     return digest
 
 
-def fetch(url: str, address: str) -> subprocess.CompletedProcess[bytes]:
-    argv = [need("curl"), "-sSfL", "--interface", address, "-w", "%{stderr}%{num_redirects}", url]
+def fetch(url: str, address: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    argv = [need("curl"), "-sSfL", "--interface", address, "-w", "%{stderr}%{num_redirects}", *options, url]
     return subprocess.run(argv, capture_output=True, timeout=60, check=False)
 
 
@@ -187,6 +188,18 @@ def test_direct_is_always_from_here(world: World) -> None:
     url = f"{world.url}/pilot/{digest}"
     fetch(f"{url}/offer?port=4000", "127.6.6.1")
     assert (fetch(f"{url}?direct", "127.6.6.2").stdout, fetch(url, "127.6.6.2").returncode != 0) == (b"direct", True)
+
+
+def test_a_sites_proxy_is_not_held_and_may_keep_it(world: World) -> None:
+    url = f"{world.url}/pilot/{put(world, b'for a proxy')}"
+    begin = time.monotonic()
+    for _ in range(2):
+        done = fetch(url, "127.7.7.1", "-i", "-H", "Via: 1.1 squid.site.example")
+        assert done.stdout.endswith(b"for a proxy") and b"immutable" in done.stdout
+    assert time.monotonic() - begin < 10
+    fetch(f"{url}/offer?port=4000", "127.7.7.2")
+    done = fetch(url, "127.7.7.1", "-i", "--max-redirs", "0", "-H", "Via: 1.1 squid.site.example")
+    assert b"location: http://127.7.7.2:4000/" in done.stdout and b"no-store" in done.stdout
 
 
 @pytest.mark.parametrize(

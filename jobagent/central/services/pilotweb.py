@@ -60,7 +60,8 @@ class PilotEndpoint:
         if "direct" in query:
             self._neighbourhood.failed(digest, address)
         else:
-            neighbour = await self._neighbour(digest, address)
+            is_through_proxy = any(name == b"via" for name, _ in scope["headers"])
+            neighbour = await self._neighbour(digest, address, may_wait=not is_through_proxy)
             if neighbour is not None:
                 host = f"[{neighbour.address}]" if neighbour.address.version == 6 else str(neighbour.address)
                 headers = {"Cache-Control": "no-store"}
@@ -69,11 +70,13 @@ class PilotEndpoint:
         return FileResponse(file, media_type="application/octet-stream", headers=headers)
 
     async def _neighbour(
-        self, digest: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address
+        self, digest: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address, *, may_wait: bool
     ) -> FromNeighbour | None:
+        """Return who gives it to `address`; a site's proxy, which keeps what it gets, is not held."""
         start = time.monotonic()
         while True:
-            answer = self._neighbourhood.ask(digest, address, waited_s=time.monotonic() - start)
+            waited_s = time.monotonic() - start if may_wait else float("inf")
+            answer = self._neighbourhood.ask(digest, address, waited_s=waited_s)
             if not isinstance(answer, Wait):
                 return answer if isinstance(answer, FromNeighbour) else None
             await asyncio.sleep(_POLL_S)
