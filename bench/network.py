@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,15 @@ def is_possible() -> bool:
 
 
 @contextlib.contextmanager
-def hosts(rates_bits: Sequence[int], *, sites: Sequence[int] | None = None) -> Iterator[list[Host]]:
+def hosts(
+    rates_bits: Sequence[int], *, sites: Sequence[int] | None = None, site_bits: int = 0, closed: Collection[int] = ()
+) -> Iterator[list[Host]]:
     """Make one host per rate; all go with the block.
 
     `sites[i]` is the site of host i and the third byte of its address; site 0 is the wide area itself.  Each other
-    site is a bridge with one link to the wide area, whose bytes `site_received` counts.
+    site is a bridge with one link to the wide area, of `site_bits` per second in each direction where that is not 0,
+    whose bytes `site_received` counts.  The hosts with the numbers `closed` reach, and are reached by, their own site
+    and host 0 only.
     """
     sweep()
     switch = _switch()
@@ -61,12 +65,17 @@ def hosts(rates_bits: Sequence[int], *, sites: Sequence[int] | None = None) -> I
         _run(["ip", "netns", "add", switch])
         places = list(sites or [0] * len(rates_bits))
         for site in sorted({0, *places}):
-            _add_bridge(switch, site)
+            _add_bridge(switch, site, site_bits)
         result = []
         for number, (rate, site) in enumerate(zip(rates_bits, places, strict=True)):
             name = f"{PREFIX}-{os.getpid()}-{number}"
             made.append(name)
             result.append(_plug(name, switch, number, site, rate))
+            if number in closed:
+                # a socket bound to a device takes what has no route for a neighbour: it needs a route that says no
+                _inside(name, "route", "replace", "unreachable", "10.77.0.0/16")
+                _inside(name, "route", "add", f"10.77.{site}.0/24", "dev", "eth0")
+                _inside(name, "route", "add", result[0].address, "dev", "eth0")
         yield result
     finally:
         for name in reversed(made):
@@ -83,7 +92,7 @@ def _switch() -> str:
     return f"{PREFIX}-{os.getpid()}-switch"
 
 
-def _add_bridge(switch: str, site: int) -> None:
+def _add_bridge(switch: str, site: int, rate_bits: int) -> None:
     """Add the bridge of a site and its link to the wide area: `up` there, `down` in the site."""
     _inside(switch, "link", "add", f"bridge{site}", "type", "bridge")
     _inside(switch, "link", "set", f"bridge{site}", "up")
@@ -91,6 +100,9 @@ def _add_bridge(switch: str, site: int) -> None:
         _inside(switch, "link", "add", f"up{site}", "type", "veth", "peer", "name", f"down{site}")
         _inside(switch, "link", "set", f"up{site}", "master", "bridge0", "up")
         _inside(switch, "link", "set", f"down{site}", "master", f"bridge{site}", "up")
+        if rate_bits:
+            for end in (f"up{site}", f"down{site}"):
+                _limit(switch, end, rate_bits)
 
 
 def sweep() -> None:
@@ -110,10 +122,14 @@ def _plug(name: str, switch: str, number: int, site: int, rate_bits: int) -> Hos
     _inside(name, "link", "set", "lo", "up")
     _inside(name, "addr", "add", f"{address}/16", "dev", "eth0")
     _inside(name, "link", "set", "eth0", "up")
-    limit = ("root", "tbf", "rate", str(rate_bits), "burst", str(BURST_BYTES), "latency", f"{QUEUE_MS}ms")
-    _run(["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "eth0", *limit])
-    _run(["ip", "netns", "exec", switch, "tc", "qdisc", "add", "dev", port, *limit])
+    _limit(name, "eth0", rate_bits)
+    _limit(switch, port, rate_bits)
     return Host(name, address, rate_bits)
+
+
+def _limit(namespace: str, device: str, rate_bits: int) -> None:
+    limit = ("root", "tbf", "rate", str(rate_bits), "burst", str(BURST_BYTES), "latency", f"{QUEUE_MS}ms")
+    _run(["ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, *limit])
 
 
 def _inside(namespace: str, *words: str) -> None:

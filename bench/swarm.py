@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from bench import network
 from bench.swarm_field import Field
-from bench.swarm_servers import SERVERS, Server, aria2c, describe, end, serving
+from bench.swarm_servers import SERVERS, Server, aria2c, describe, end, serving, site_seeders
 from jobagent.central.packaging import torrents
 from jobagent.central.services.plot import Sample
 
@@ -49,9 +49,19 @@ def main() -> int:
     parser.add_argument("--arrivals", type=float, default=0.0, metavar="S", help="spread over so many seconds")
     parser.add_argument("--slots", type=int, default=1, help="clients on one host")
     parser.add_argument("--sites", type=int, default=0, help="with --hosts: spread the hosts over so many sites")
+    parser.add_argument(
+        "--site-seeders", action="store_true", help="with --sites: a `jobagent seeder --site` in each"
+    )
+    parser.add_argument(
+        "--closed", action="store_true", help="with --sites: nodes reach only their site and the server"
+    )
+    parser.add_argument("--site-rate", type=float, default=0.0, metavar="MB/S", help="of a site's link; 0: no limit")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="[swarm] of the clients")
     parser.add_argument("--central", action="append", default=[], metavar="KEY=VALUE", help="[swarm] of the server")
+    parser.add_argument(
+        "--settings", action="append", default=[], metavar="KEY=VALUE", help="[central] of the server"
+    )
     parser.add_argument("--full", action="store_true", help="all modes and peers, in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
@@ -66,8 +76,12 @@ def main() -> int:
         arrivals_s=options.arrivals,
         slots=options.slots,
         sites=options.sites,
+        site_rate=int(options.site_rate * 1e6),
+        has_site_seeders=options.site_seeders,
+        is_closed=options.closed,
         swarm=_pairs(options.set),
         central=_pairs(options.central),
+        settings=_pairs(options.settings),
     )
     fields = [one] * options.repeats if not options.full else full(one)
     results = []
@@ -90,7 +104,9 @@ def measure(experiment: Field) -> dict[str, Any]:
         directory = Path(name)
         machines = stack.enter_context(_machines(experiment))
         server = stack.enter_context(serving(experiment, directory, machines[0]))
-        clients = _clients(experiment, directory, server, machines[1:])
+        nodes = machines[1 : 1 + experiment.clients // experiment.slots]
+        stack.enter_context(site_seeders(server, machines[1 + len(nodes) :]))
+        clients = _clients(experiment, directory, server, nodes)
         for client in clients:
             stack.enter_context(client)
         for client in clients:
@@ -169,7 +185,11 @@ def _machines(experiment: Field) -> Iterator[list[network.Host | None]]:
         return
     rates = [8 * experiment.server_rate] + [8 * experiment.client_rate] * count
     sites = [0] + [1 + i % experiment.sites if experiment.sites else 0 for i in range(count)]
-    with network.hosts(rates, sites=sites) as made:
+    if experiment.has_site_seeders:
+        rates += [8 * experiment.server_rate] * experiment.sites
+        sites += range(1, experiment.sites + 1)
+    closed = range(1, count + 1) if experiment.is_closed else ()
+    with network.hosts(rates, sites=sites, site_bits=8 * experiment.site_rate, closed=closed) as made:
         yield list(made)
 
 

@@ -58,7 +58,7 @@ class Server:
     def central(self) -> dict[str, Any]:
         """`[central]` of ours."""
         sites = [f"S{n}=10.77.{n}.0/24" for n in range(1, self.experiment.sites + 1)]
-        return {"mode": self.experiment.mode, "sites": sites}
+        return {"mode": self.experiment.mode, "sites": sites, **self.experiment.settings}
 
     def serve(self) -> None:
         """Start; returns when clients may come."""
@@ -191,6 +191,38 @@ def serving(experiment: Field, directory: Path, machine: network.Host | None) ->
         yield server
     finally:
         for process in server.processes:
+            end(process, patience_s=0.0)
+
+
+@contextlib.contextmanager
+def site_seeders(server: Server, machines: Sequence[network.Host | None]) -> Iterator[None]:
+    """Run a site seeder on each of these hosts; their processes end with the block."""
+    root = server.directory / "catalogue" / "metadata" / "1.root.json"
+    processes = []
+    try:
+        for number, machine in enumerate(machines):
+            assert machine is not None
+            home = server.directory / f"site{number}"
+            home.mkdir()
+            configuration, port_file = home / "site.toml", home / "port"
+            configuration.write_text(
+                _toml(
+                    {
+                        "catalogue": {"urls": [server.url], "root": str(root)},
+                        "swarm": {"trackers": [server.tracker]},
+                        "site": {"address": machine.address},
+                    }
+                )
+            )
+            words = [sys.executable, "-m", "jobagent", "-v", "--config", str(configuration), "seeder", "--site"]
+            words += [str(home / "kept"), "--host", machine.address, "--port-file", str(port_file)]
+            with (home / "log").open("wb") as log:
+                process = subprocess.Popen(machine.argv(*words), stdout=log, stderr=log)
+            processes.append(process)
+            wait_until(port_file.exists, process, home / "log")
+        yield
+    finally:
+        for process in processes:
             end(process, patience_s=0.0)
 
 

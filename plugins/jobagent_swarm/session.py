@@ -138,6 +138,7 @@ class Torrent:
         self.handle = handle
         self.path = path
         self.watcher = watcher
+        self.failing_trackers: set[str] = set()
 
     def status(self) -> lt.torrent_status:
         """State as libtorrent sees it; a synchronous call of about 0.1 ms."""
@@ -243,7 +244,7 @@ class Session:
         parameters.flags |= flags.override_trackers | flags.override_web_seeds | flags.duplicate_is_error
         if not self._options.settings.local_discovery:
             parameters.flags |= flags.disable_lsd
-        if not self._options.settings.peer_exchange:
+        if self._options.trackers or not self._options.settings.peer_exchange:
             parameters.flags |= flags.disable_pex
         if is_complete:
             parameters.flags |= flags.seed_mode
@@ -311,6 +312,8 @@ class Session:
             with self._lock:
                 torrent = self._torrents.get(alert.handle)
             if torrent is not None:
+                if isinstance(alert, lt.tracker_reply_alert | lt.tracker_error_alert):
+                    self._choose_exchange(torrent, alert)
                 torrent.watcher(alert)
         elif isinstance(alert, lt.session_stats_alert):
             with self._stats_arrived:
@@ -327,6 +330,22 @@ class Session:
                 self._tried.set()
         elif isinstance(alert, lt.alerts_dropped_alert):
             log.error("libtorrent dropped alerts: transfer accounting is incomplete")
+
+    def _choose_exchange(self, torrent: Torrent, alert: lt.tracker_reply_alert | lt.tracker_error_alert) -> None:
+        """Let peers tell each other of peers (PEX) only while no tracker answers.
+
+        The tracker chooses who of a site talks to the outside; peers would tell everybody of everybody.
+        """
+        if isinstance(alert, lt.tracker_error_alert):
+            torrent.failing_trackers.add(alert.url)
+        else:
+            torrent.failing_trackers.discard(alert.url)
+        if not self._options.settings.peer_exchange:
+            return
+        if torrent.failing_trackers.issuperset(self._options.trackers):
+            torrent.handle.unset_flags(lt.torrent_flags.disable_pex)
+        else:
+            torrent.handle.set_flags(lt.torrent_flags.disable_pex)
 
 
 def piece_size_of(parameters: lt.add_torrent_params) -> int:

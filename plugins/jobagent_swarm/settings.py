@@ -34,7 +34,7 @@ class SwarmSettings:
         Encryption.ACCEPT, "Protocol encryption: `off`, `accept` from others, or `require`."
     )
     local_discovery: bool = setting(False, "Find peers by multicast in the local network (LSD).")
-    peer_exchange: bool = setting(True, "Learn peers from peers (PEX): keeps a swarm alive without trackers.")
+    peer_exchange: bool = setting(True, "Learn peers from peers (PEX) while no tracker answers.")
     is_seeding: bool = setting(True, "Whether this node gives to others what it has.")
     no_peer_timeout_s: float = setting(15.0, "Seconds to wait for a first peer before another transport is tried.")
     stall_timeout_s: float = setting(30.0, "Seconds without any progress before another transport is tried.")
