@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import libtorrent as lt
 
 from jobagent.plugin import DiskFull, JobAgentError, ScratchUnusable, Traffic
-from jobagent_swarm.session import Role
+from jobagent_swarm.options import Role
 from jobagent_swarm.settings import SwarmSettings
 
 BLOCK_BYTES = 16384

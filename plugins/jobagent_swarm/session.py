@@ -8,22 +8,22 @@ it is removed.  Knows nothing of packages, catalogues and jobs.
 
 from __future__ import annotations
 
-import enum
+import datetime
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import libtorrent as lt
 
 from jobagent.plugin import DigestMismatch, HostileArchive
-from jobagent_swarm.settings import Encryption, SwarmSettings
+from jobagent_swarm.limits import Schedule, networks
+from jobagent_swarm.options import Options, interfaces, rates, settings_pack
+from jobagent_swarm.settings import SwarmSettings
 
 log = logging.getLogger("jobagent.swarm")
 
-VERSION_TAG = "0100"
 LOAD_LIMITS = {
     "max_buffer_size": 4 << 20,
     "max_pieces": 100_000,
@@ -34,101 +34,6 @@ PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file 
 LISTEN_TIMEOUT_S = 5.0
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
-
-
-class Role(enum.StrEnum):
-    """Who we are to other peers, by the letters of the peer id (`-JA0100-`): receivers account origins by it."""
-
-    AGENT = "JA"
-    SEEDER = "JS"
-
-    @property
-    def fingerprint(self) -> str:
-        """The first eight bytes of the peer id."""
-        return f"-{self}{VERSION_TAG}-"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What one session is made from; `addresses` empty means all interfaces."""
-
-    role: Role
-    settings: SwarmSettings
-    addresses: tuple[str, ...] = ()
-    trackers: tuple[str, ...] = ()
-    extra: Mapping[str, int | bool | str] | None = None
-
-
-def settings_pack(options: Options) -> dict[str, int | bool | str]:
-    """Return libtorrent's settings; the reasons stand in docs/performance.md."""
-    site = options.settings
-    first, last = site.port_range
-    # 0 forced, 1 enabled, 2 disabled; a try with encryption and one without would cost each connection a round
-    incoming = {Encryption.OFF: 2, Encryption.ACCEPT: 1, Encryption.REQUIRE: 0}[site.encryption]
-    outgoing = 0 if site.encryption is Encryption.REQUIRE else 2
-    categories = lt.alert_category
-    pack: dict[str, int | bool | str] = {
-        "user_agent": "jobagent/0.1",
-        "peer_fingerprint": options.role.fingerprint,
-        "listen_interfaces": _interfaces(options.addresses, first),
-        "outgoing_interfaces": ",".join(options.addresses),
-        "max_retry_port_bind": last - first,
-        "listen_system_port_fallback": False,
-        "listen_queue_size": 200,
-        "alert_mask": int(
-            categories.error
-            | categories.status
-            | categories.storage
-            | categories.tracker
-            | categories.block_progress
-            | categories.peer
-        ),
-        "alert_queue_size": 200_000,  # 300 MB are 38,000 alerts; dropped ones would break the accounting
-        **dict.fromkeys(("enable_dht", "enable_upnp", "enable_natpmp"), False),
-        **dict.fromkeys(("enable_outgoing_utp", "enable_incoming_utp"), False),
-        "enable_lsd": site.local_discovery,
-        "local_service_announce_interval": 30,
-        "in_enc_policy": incoming,
-        "out_enc_policy": outgoing,
-        "download_rate_limit": site.download_rate_bytes,
-        "upload_rate_limit": site.upload_rate_bytes,
-        "connections_limit": site.connections,
-        "unchoke_slots_limit": site.unchoke_slots,
-        "unchoke_interval": 2,
-        "optimistic_unchoke_interval": 4,
-        "send_redundant_have": False,  # half of the small packets of a crowd
-        "aio_threads": 1,
-        "hashing_threads": 1,
-        "smooth_connects": False,
-        "connection_speed": 200,
-        "torrent_connect_boost": 60,
-        "allow_multiple_connections_per_ip": True,  # eight slots of one node
-        "announce_to_all_trackers": True,
-        "announce_to_all_tiers": True,
-        "min_announce_interval": 5,  # libtorrent's 300 s would overrule a tracker's short interval
-        "tracker_backoff": 50,
-        "tracker_completion_timeout": 10,
-        "tracker_receive_timeout": 5,
-        "tracker_maximum_response_length": 64 << 10,
-        "stop_tracker_timeout": 1,
-        "max_concurrent_http_announces": 20,
-        "num_want": 80,
-        "peer_connect_timeout": 5,
-        "handshake_timeout": 5,
-        "request_timeout": 20,
-        "min_reconnect_time": 5,
-        "max_failcount": 5,
-        "urlseed_timeout": 10,
-        "urlseed_wait_retry": 5,
-        "validate_https_trackers": True,
-        "ssrf_mitigation": True,
-    }
-    return pack | dict(options.extra or {})
-
-
-def _interfaces(addresses: tuple[str, ...], port: int) -> str:
-    hosts = [f"[{a}]" if ":" in a else a for a in addresses] or ["0.0.0.0", "[::]"]
-    return ",".join(f"{host}:{port}" for host in hosts)
 
 
 class Torrent:
@@ -176,8 +81,11 @@ class _Farewell:
 class Session:
     """A libtorrent session.  Thread-safe; watchers are called in the session's own thread and must return at once."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, now: Callable[[], datetime.datetime] = datetime.datetime.now) -> None:
         self._options = options
+        self._schedule = Schedule.of(options.settings)
+        self._now = now
+        self._limits = self._schedule.at(now())
         self._lock = threading.Lock()
         self._torrents: dict[lt.torrent_handle, Torrent] = {}
         self._stats_arrived = threading.Condition(self._lock)
@@ -188,12 +96,13 @@ class Session:
         self._ports: dict[str, int] = {}
         self._farewell = _Farewell()
         self.listen_failures: list[str] = []
-        parameters = lt.session_params(cast("lt.settings_pack", settings_pack(options)))
+        pack = settings_pack(options) | rates(self._limits)
+        parameters = lt.session_params(cast("lt.settings_pack", pack))
         parameters.disk_io_constructor = "posix_disk_io_constructor"
         self._session: lt.session | None = lt.session(parameters)
-        self._session.set_peer_class_filter(_everyone_in(int(self._session.global_peer_class_id)))
+        self._session.set_peer_class_filter(_classes(self._session, options.settings))
         self._closing = threading.Event()
-        self._tickers: list[Callable[[], None]] = []
+        self._tickers: list[Callable[[], None]] = [self._follow_schedule]
         self._pump = threading.Thread(target=self._run, name="swarm-alerts", daemon=True)
         self._pump.start()
 
@@ -213,7 +122,7 @@ class Session:
         """Listen on any free port after the configured ones failed; whether that worked."""
         if self._options.settings.port_range == (0, 0):
             return False  # that was tried
-        self.apply(listen_interfaces=_interfaces(self._options.addresses, 0))
+        self.apply(listen_interfaces=interfaces(self._options.addresses, 0))
         return self._bound.wait(LISTEN_TIMEOUT_S)
 
     def on_tick(self, tick: Callable[[], None]) -> None:
@@ -306,6 +215,13 @@ class Session:
             for tick in self._tickers:
                 tick()
 
+    def _follow_schedule(self) -> None:
+        """Apply the limits of this time; called in the session's thread about twice a second."""
+        limits = self._schedule.at(self._now())
+        if limits != self._limits and self._session is not None:
+            self._limits = limits
+            self.apply(**rates(limits))
+
     def _dispatch(self, alert: lt.alert) -> None:
         self._farewell.on_alert(alert)
         if isinstance(alert, lt.torrent_alert):
@@ -381,8 +297,21 @@ def load(torrent: bytes, infohash: str) -> lt.add_torrent_params:
     return parameters
 
 
-def _everyone_in(peer_class: int) -> lt.ip_filter:
-    everyone = lt.ip_filter()
-    everyone.add_rule("0.0.0.0", "255.255.255.255", 1 << peer_class)
-    everyone.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1 << peer_class)
-    return everyone
+def _classes(session: lt.session, settings: SwarmSettings) -> lt.ip_filter:
+    """Put every peer into the global class, whose limits are the session's; those of the own site into another."""
+    everyone = 1 << int(session.global_peer_class_id)
+    classes = lt.ip_filter()
+    classes.add_rule("0.0.0.0", "255.255.255.255", everyone)
+    classes.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", everyone)
+    local = networks(settings.local_networks)
+    if local:
+        site = session.create_peer_class("site")
+        about = session.get_peer_class(site)
+        about["upload_limit"], about["download_limit"] = (
+            settings.local_upload_rate_bytes,
+            settings.local_download_rate_bytes,
+        )
+        session.set_peer_class(site, about)
+        for first, last in local:
+            classes.add_rule(first, last, 1 << int(site))
+    return classes

@@ -25,6 +25,15 @@ class SwarmSettings:
     ports: str = setting("0", "Listening port or range, as in `6881-6889`; 0: any. If all are taken: download only.")
     download_rate_bytes: int = setting(0, "Download limit of this node in bytes/s, also for local peers; 0: none.")
     upload_rate_bytes: int = setting(0, "Upload limit of this node in bytes/s, also for local peers; 0: none.")
+    schedule: tuple[str, ...] = setting(
+        (), "Other limits at times, as in `Mon-Fri 08:00-18:00 upload=1000000 download=5000000`; the first that fits."
+    )
+    local_networks: tuple[str, ...] = setting(
+        (),
+        "Networks of the own site, as in `128.141.0.0/16`: their peers have the two limits below, not those above.",
+    )
+    local_download_rate_bytes: int = setting(0, "Download limit of this node from `local_networks`; 0: none.")
+    local_upload_rate_bytes: int = setting(0, "Upload limit of this node to `local_networks`; 0: none.")
     connections: int = setting(200, "Peer connections of this node.")
     connections_per_package: int = setting(40, "Peer connections for one package.")
     unchoke_slots: int = setting(24, "Peers that are uploaded to at the same time, per node.")

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jobagent.plugin import Config, ConfigurationError
-from jobagent_swarm.session import Options, Role
+from jobagent_swarm.options import Options, Role
 from jobagent_swarm.settings import SwarmSettings
 
 

@@ -35,8 +35,9 @@ from jobagent.plugin import (
     durable,
 )
 from jobagent_swarm.download import Download, Patience
+from jobagent_swarm.options import Role
 from jobagent_swarm.reservation import reserve
-from jobagent_swarm.session import LISTEN_TIMEOUT_S, Role, Session, Torrent, load, piece_size_of
+from jobagent_swarm.session import LISTEN_TIMEOUT_S, Session, Torrent, load, piece_size_of
 from jobagent_swarm.settings import SwarmSettings
 from jobagent_swarm.site import options_of
 

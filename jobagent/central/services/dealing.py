@@ -30,25 +30,27 @@ class _Budget:
     """A token bucket over bytes; a rate of 0 is no limit."""
 
     def __init__(self, rate_bytes: int, now_s: float) -> None:
-        self._rate = rate_bytes
+        self.rate_bytes = rate_bytes
         self._most = max(rate_bytes / 10, MAX_BLOCK_BYTES)
         self._left = self._most
         self._filled_s = now_s
 
     def take(self, count: int, now_s: float) -> float:
         """Take tokens and return 0, or return the seconds until they are there."""
-        if not self._rate:
+        if not self.rate_bytes:
             return 0.0
-        self._left = min(self._most, self._left + (now_s - self._filled_s) * self._rate)
+        self._left = min(self._most, self._left + (now_s - self._filled_s) * self.rate_bytes)
         self._filled_s = now_s
         if self._left < count:
-            return (count - self._left) / self._rate
+            return (count - self._left) / self.rate_bytes
         self._left -= count
         return 0.0
 
 
 class DealingSeeder:
     """Deals any number of packages on one port.  Thread-safe.
+
+    `upload_rate_bytes` is asked about twice a second for the limit of all that is sent; 0 is none.
 
     Raises:
         NoFreePort: None of the ports can be bound.
@@ -61,7 +63,7 @@ class DealingSeeder:
         ports: tuple[int, int],
         *,
         policy: DealingPolicy | None = None,
-        upload_rate_bytes: int = 0,
+        upload_rate_bytes: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy or DealingPolicy()
@@ -71,7 +73,8 @@ class DealingSeeder:
         self.connections: set[Connection] = set()
         self.sent_bytes = 0
         self._waiting: deque[Connection] = deque()  # those with wishes that can be sent
-        self._budget = _Budget(upload_rate_bytes, clock())
+        self._rate = upload_rate_bytes
+        self._budget = _Budget(upload_rate_bytes(), clock())
         self._is_sending = False
         sockets = _bound(list(addresses) or ["0.0.0.0", "::"], ports)
         self.port = int(sockets[0].getsockname()[1])
@@ -163,6 +166,8 @@ class DealingSeeder:
         while True:
             await asyncio.sleep(REVISION_S)
             now_s = self.clock()
+            if (rate_bytes := self._rate()) != self._budget.rate_bytes:
+                self._budget = _Budget(rate_bytes, now_s)
             for package in set(self.packages.values()):
                 if not package.connections:
                     package.close()

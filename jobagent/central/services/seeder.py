@@ -9,6 +9,7 @@ of their own, it is a libtorrent peer that has everything.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import logging
 import threading
@@ -25,7 +26,8 @@ from jobagent.contracts import Catalogue, Context
 from jobagent.errors import JobAgentError
 from jobagent.events import Events
 from jobagent.model import Package
-from jobagent_swarm.session import Role
+from jobagent_swarm.limits import Schedule
+from jobagent_swarm.options import Role
 from jobagent_swarm.site import options_of
 from jobagent_swarm.swarm import Swarm
 
@@ -57,11 +59,12 @@ class CatalogueSeeder:
         self._swarm = Swarm(context, role=Role.SEEDER, addresses=addresses)
         options = options_of(config, Role.SEEDER)
         addresses = addresses or options.addresses
+        schedule = Schedule.of(options.settings)
         self._dealing = DealingSeeder(
             addresses,
             options.settings.port_range,
             policy=DealingPolicy.of(mode),
-            upload_rate_bytes=options.settings.upload_rate_bytes,
+            upload_rate_bytes=lambda: schedule.at(datetime.datetime.now()).upload_bytes,
         )
         self._announcer: Announcer | None = None
         if announces:

@@ -24,7 +24,7 @@ from jobagent.contracts import Context, Order
 from jobagent.errors import JobAgentError
 from jobagent.events import Events
 from jobagent.model import Package
-from jobagent_swarm.session import Role
+from jobagent_swarm.options import Role
 from jobagent_swarm.site import options_of
 from jobagent_swarm.swarm import Swarm
 
