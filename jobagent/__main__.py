@@ -1,8 +1,6 @@
 """`python -m jobagent` is the `jobagent` command."""
 
-import sys
-
-from jobagent.cli.main import main
+from jobagent.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -8,13 +8,12 @@ generated.  No key disables verification.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,8 +136,8 @@ class Config:
         """Raise ConfigurationError where the file has a section that nobody declared."""
         for section in self._raw:
             if section not in self._types:
-                near = difflib.get_close_matches(section, self._types, 1)
-                hint = f"did you mean [{near[0]}]?" if near else f"known: {', '.join(sorted(self._types))}"
+                near = nearest(section, self._types)
+                hint = f"did you mean [{near}]?" if near else f"known: {', '.join(sorted(self._types))}"
                 raise ConfigurationError(f"{self._source}: unknown section [{section}]", remedy=hint)
 
 
@@ -165,15 +164,22 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
 def decode(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
     """Make an instance of dataclass `cls` from `table`; raises ConfigurationError with key and expectation."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls) if table else {}  # they are compiled from text: only where they are needed
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
+            near = nearest(key, fields)
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(sorted(fields))}"
             raise ConfigurationError(f"{where}: unknown key {key}", remedy=hint)
         values[key] = _convert(hints[key], value, f"{where} {key}")
     return cls(**values)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that is most like `word`, empty where none is."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), "")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -7,8 +7,6 @@ hangs is left behind in its thread) and attributes (messages name distribution a
 
 from __future__ import annotations
 
-import importlib.metadata
-import inspect
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +30,7 @@ from jobagent.contracts import (
     Unpacker,
     Verifier,
 )
+from jobagent.entrypoints import EntryPoint, entry_points
 from jobagent.errors import ConfigurationError, JobAgentError, PluginError
 from jobagent.events import Event
 from jobagent.model import Environment, Installed, Job, Outcome, Package
@@ -96,10 +95,9 @@ class Plugins:
         self._config.check()
 
     def _reject_misspelt(self, plugin: object, name: str) -> None:
-        known = {n for n, _ in inspect.getmembers(hookspecs, inspect.isfunction) if n.startswith("jobagent_")}
         for attribute in dir(plugin):
             function = getattr(plugin, attribute, None)
-            if getattr(function, f"{hookspecs.PROJECT}_impl", None) and attribute not in known:
+            if getattr(function, f"{hookspecs.PROJECT}_impl", None) and not hasattr(hookspecs, attribute):
                 raise PluginError(f"plugin {name} implements unknown hook {attribute}")
 
     # --- registration hooks
@@ -266,7 +264,7 @@ def load(config: Config) -> Plugins:
     """
     plugins = Plugins(config)
     settings = config.get(PluginSettings)
-    points = {p.name: p for p in importlib.metadata.entry_points(group=GROUP)}
+    points = {p.name: p for p in entry_points(GROUP)}
     for wanted in (*settings.enable, *settings.disable):
         if wanted not in points:
             raise ConfigurationError(
@@ -275,8 +273,7 @@ def load(config: Config) -> Plugins:
             )
     off = (OFF_BY_DEFAULT - set(settings.enable)) | set(settings.disable)
     for name in sorted(points, reverse=True):  # pluggy calls last registered first
-        dist = points[name].dist
-        distribution = dist.name if dist else name
+        distribution = points[name].distribution
         if name in off:
             plugins.skip(name, distribution, "off")
             continue
@@ -289,7 +286,7 @@ def load(config: Config) -> Plugins:
     return plugins
 
 
-def _import(point: importlib.metadata.EntryPoint) -> object:
+def _import(point: EntryPoint) -> object:
     try:
         loaded = point.load()
     except Exception as error:

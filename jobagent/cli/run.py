@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Mapping
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     keeper = Keeper(scratch=directory.path)  # forked first: the agent has no threads and no libraries yet
     interruption = Interruption()
     handlers = {n: signal.signal(n, interruption) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    job_id = args.job_id or f"{os.getpid()}-{secrets.token_hex(3)}"
+    job_id = args.job_id or f"{os.getpid()}-{os.urandom(3).hex()}"
     events, timings = Events(job_id=job_id), report.Timings()
     events.subscribe(timings)
     if args.events:

@@ -6,7 +6,6 @@ Knows the façade and the contracts; imports no provider.
 from __future__ import annotations
 
 import os
-import platform as host
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,7 +73,8 @@ class Kit:
 
 def platform_of(config: Config) -> str:
     """The platform of packages for this node: the site's word, else `Linux-x86_64` and the like."""
-    return config.get(SiteSettings).platform or f"{host.system()}-{host.machine()}"
+    host = os.uname()
+    return config.get(SiteSettings).platform or f"{host.sysname}-{host.machine}"
 
 
 def scratch_of(config: Config) -> Path:

@@ -13,13 +13,11 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 from jobagent.config import JobSettings
-from jobagent.contracts import Freshness, Holder, Lease
+from jobagent.contracts import Built, Freshness, Holder, Lease, Staging
 from jobagent.errors import JobError, UnknownPackage
 from jobagent.job import environment
-from jobagent.job.build import Build
 from jobagent.job.kit import Kit
 from jobagent.job.resolve import resolve
-from jobagent.job.upgrade import Upgrade
 from jobagent.model import EnvironmentChange, Installed, Package, Plan, Requirement, Traffic
 
 PARALLEL_FETCHES = 8  # the swarm serves several torrents at once; more only adds threads
@@ -116,8 +114,13 @@ def _acquire_all(packages: Sequence[Package], kit: Kit, holder: Holder) -> list[
     failures: list[BaseException] = []  # in the order of time: the later ones are the cancelled
 
     def lease_one(package: Package) -> Lease:
-        full = Build(package, scoped, deadline=deadline, unpacking=unpacking)
-        build = Upgrade(package, scoped, deadline=deadline, full=full)
+        def build(staging: Staging) -> Built:
+            from jobagent.job.build import Build
+            from jobagent.job.upgrade import Upgrade
+
+            full = Build(package, scoped, deadline=deadline, unpacking=unpacking)
+            return Upgrade(package, scoped, deadline=deadline, full=full)(staging)
+
         lease = kit.cache.acquire(package, holder, build, cancelled=scoped.cancelled)
         try:
             _announce(lease, kit)

@@ -7,7 +7,6 @@ names them, banned ones nobody.  Two versions of one package are a conflict.  Th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from jobagent.contracts import Catalogue
@@ -108,6 +107,8 @@ class _Walk:
         return None
 
     def _unknown(self, spec: PackageSpec, versions: Sequence[Package]) -> JobError:
+        import difflib
+
         namespace = spec.namespace or ""
         matching = [p for p in versions if spec.version in {None, p.id.version}]
         if matching and all(p.platform not in {self._requirement.platform, SOURCE_PLATFORM} for p in matching):

@@ -7,7 +7,7 @@ is worse than none.
 
 from __future__ import annotations
 
-import platform
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ DIRECTORY = "etc/modulefiles"
 _INFORMING = frozenset({"module-whatis", "module", "prereq", "conflict", "puts", "global", "module-version"})
 _REFERENCE = re.compile(r"\$(?:::)?env\((?P<env>\w+)\)|\$\{(?P<braced>\w+)\}|\$(?P<plain>\w+)")
 _TOKEN = re.compile(r'"(?P<quoted>[^"]*)"|\{(?P<braced>[^{}]*)\}|(?P<bare>[^\s"{}\[\];]+)')
-_COMMANDS = {"[uname sysname]": platform.system(), "[uname machine]": platform.machine()}
+_COMMANDS = {"[uname sysname]": os.uname().sysname, "[uname machine]": os.uname().machine}
 
 
 def find(tree: Path, name: str) -> Path | None:

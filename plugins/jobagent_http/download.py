@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,7 @@ def chunks(
 
 
 def _local(url: str, offset: int, size_bytes: int | None) -> Iterator[tuple[int, bytes]]:
-    path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path))
+    path = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
     try:
         with path.open("rb") as stream:
             size = path.stat().st_size

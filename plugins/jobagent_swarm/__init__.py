@@ -1,6 +1,6 @@
 """The swarm plugin: packages come from the other nodes that want them.
 
-libtorrent is imported when an agent asks for transports, its session is made at the first fetch or seed.
+libtorrent is imported, and its session made, when something is fetched, or a second after there is something to give.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jobagent.plugin import Context, Transport, hookimpl
+from jobagent_swarm.late import LateSwarm
 from jobagent_swarm.settings import SwarmSettings
 
 
@@ -20,6 +21,4 @@ def jobagent_settings() -> Mapping[str, type]:
 @hookimpl
 def jobagent_transports(context: Context) -> Sequence[Transport]:
     """Provide the swarm."""
-    from jobagent_swarm.swarm import Swarm
-
-    return [Swarm(context)]
+    return [LateSwarm(context)]

@@ -107,8 +107,8 @@ esac
 exec "${JOBAGENT_PYTHON:?}" -I -c '
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-from jobagent.cli.main import main
-sys.exit(main())' "$root/site" "$@"
+from jobagent.cli.main import entry
+entry()' "$root/site" "$@"
 """
 
 
