@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import random
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -406,3 +407,51 @@ def test_scrape_answers_by_raw_infohash() -> None:
 def test_scrape_of_nothing_or_too_much_is_refused(data: bytes) -> None:
     with pytest.raises(Refused):
         announces.scraped_infohashes(data)
+
+
+def test_answers_take_as_long_in_a_crowd_as_among_few() -> None:
+    """A flash crowd of a grid is one swarm: nothing may be counted or sorted at each announce."""
+
+    def work(peers: int) -> int:
+        field = two_sites()
+        for number in range(peers):
+            field.announce(number, network=f"10.{1 + number % 3}", left=number % 2)
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            for number in range(20):
+                field.announce(number * 7, network=f"10.{1 + number * 7 % 3}", left=number * 7 % 2)
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    assert work(6000) < 1.5 * work(600)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.booleans(), st.booleans(), st.integers(0, 1))))
+def test_numbers_and_lists_are_right_whatever_peers_do(steps: list[tuple[int, int, bool, bool, int]]) -> None:
+    field = two_sites()
+    expected: dict[int, tuple[str, bool, int]] = {}
+    for number, site, is_complete, leaves, port in steps:
+        event = Event.STOPPED if leaves else Event.NONE
+        name = ("", "CERN", "GSI", "Elsewhere")[site]
+        answer = field.announce(number, left=int(not is_complete), event=event, site=name, port=6881 * port)
+        if leaves:
+            expected.pop(number, None)
+        else:
+            expected[number] = (name, is_complete, port)
+        told = [int(p.peer_id[-2:]) for p in answer.peers if p.address != HERE]
+        assert len(set(told)) == len(told) and number not in told
+        assert all(expected[n][2] and not (expected[n][1] and is_complete) for n in told)
+    counts = field.tracker.counts("A")
+    by_site: dict[str, tuple[int, int]] = {}
+    for name, is_complete, _ in expected.values():
+        complete, incomplete = by_site.get(name, (0, 0))
+        by_site[name] = (complete + is_complete, incomplete + (not is_complete))
+    assert counts.by_site == by_site
+    assert field.tracker.peer_count == len(expected)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from jobagent import bencode
-from jobagent.central.services.tracker import Address, Announce, Answer, Counts, Event, Peer, Refused
+from jobagent.central.services.swarms import Address, Peer
+from jobagent.central.services.tracker import Announce, Answer, Counts, Event, Refused
 
 MAX_QUERY_BYTES = 2048  # a scrape of 25 infohashes; an announce has about 350
 MAX_SCRAPED = 64

@@ -12,7 +12,8 @@ import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from jobagent.central.services.tracker import Address, Sites
+from jobagent.central.services.swarms import Address
+from jobagent.central.services.tracker import Sites
 
 DEFAULT_PREFIXES = {4: 24, 6: 48}  # what counts as one site where none is configured
 

@@ -14,11 +14,10 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from jobagent.central.services.swarms import Address, Key, Peer, Place, Swarm
 from jobagent.errors import JobAgentError
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_SEEDER_PREFIX = b"-JS"  # peer id of the project's own seeders
 
 
 class Refused(JobAgentError):
@@ -53,25 +52,6 @@ class Announce:
     namespace: str | None = None
     site: str = ""
     server: Address | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A member of a swarm; `joined` counts up, so that the first of a site are its elected ones."""
-
-    peer_id: bytes
-    address: Address
-    port: int
-    is_complete: bool
-    site: str
-    joined: int
-    expires_s: float
-    downloaded: int = 0
-
-    @property
-    def is_seeder(self) -> bool:
-        """Whether it is one of the project's own seeders, central or at a site."""
-        return self.peer_id.startswith(_SEEDER_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +102,7 @@ class Policy:
     idle_interval_s: int = 300
     min_interval_s: int = 5
     max_announces_per_s: int = 3000
-    max_peers: int = 20_000
+    max_peers: int = 200_000
     max_peers_per_address: int = 64
     max_wanted: int = 100
     elected: int = 1
@@ -130,22 +110,24 @@ class Policy:
 
 
 class Sites:
-    """Sites by network; the longest prefix wins."""
+    """Sites by network; the longest prefix wins.  A look-up costs as much as there are lengths of prefixes."""
 
     def __init__(self, networks: Mapping[str, Iterable[Network]] | None = None) -> None:
-        pairs = [(network, site) for site, nets in (networks or {}).items() for network in nets]
-        self._networks = sorted(pairs, key=lambda pair: -pair[0].prefixlen)
+        found: dict[tuple[int, int], dict[int, str]] = {}
+        for site, nets in (networks or {}).items():
+            for network in nets:
+                host_bits = network.max_prefixlen - network.prefixlen
+                prefix = int(network.network_address) >> host_bits
+                found.setdefault((network.version, host_bits), {}).setdefault(prefix, site)
+        self._by_host_bits = sorted(found.items())
 
     def of(self, address: Address) -> str:
         """Return the site of an address, empty where no network has it."""
-        return next((site for net, site in self._networks if address.version == net.version and address in net), "")
-
-
-class _Swarm:
-    def __init__(self) -> None:
-        self.peers: dict[tuple[bytes, Address], Peer] = {}  # nobody can replace a peer from another address
-        self.downloaded = 0
-        self.transferred_bytes = 0
+        number = int(address)
+        for (version, host_bits), sites in self._by_host_bits:
+            if version == address.version and (site := sites.get(number >> host_bits)):
+                return site
+        return ""
 
 
 def _no_home(key: str) -> int:
@@ -178,7 +160,7 @@ class Tracker:
         self._sites = sites or Sites()
         self._home = home
         self.policy = policy or Policy()
-        self._swarms: dict[str, _Swarm] = {}
+        self._swarms: dict[str, Swarm] = {}
         self._joined = 0
         self._peer_count = 0
         self._swept_s = clock()
@@ -201,23 +183,21 @@ class Tracker:
             raise
         now = self._clock()
         self._sweep(now)
-        swarm = self._swarms.setdefault(tracked.key, _Swarm())
+        swarm = self._swarms.setdefault(tracked.key, Swarm())
         is_complete = announce.left == 0
-        busy = any(not p.is_complete for p in swarm.peers.values()) or not is_complete
+        busy = swarm.incomplete > 0 or not is_complete
         interval = self._interval_s(is_complete=is_complete, is_busy=busy)
         if announce.event is Event.STOPPED:
             self._remove(swarm, announce)
             asker = None
         else:
             asker = self._note(swarm, announce, now + 2 * interval + 30)
-        complete = sum(p.is_complete for p in swarm.peers.values())
-        incomplete = len(swarm.peers) - complete
         home = self._home_peer(tracked.key, announce)
         wanted = min(announce.wanted, self.policy.max_wanted)
         peers = self._select(swarm, asker, wanted, home) if asker else ()
         if not peers and not is_complete:
             interval = self.policy.min_interval_s  # it may have come before the seeder did
-        return Answer(peers, interval, self.policy.min_interval_s, complete + len(home), incomplete)
+        return Answer(peers, interval, self.policy.min_interval_s, swarm.complete + len(home), swarm.incomplete)
 
     def scrape(self, infohash: bytes) -> Counts | None:
         """Return the numbers of a swarm, None where it is not tracked; zeros where it is empty.
@@ -247,15 +227,10 @@ class Tracker:
 
     def counts(self, key: str) -> Counts:
         """Return the numbers of the swarm of that key."""
-        swarm = self._swarms.get(key) or _Swarm()
-        by_site: dict[str, tuple[int, int]] = {}
-        for peer in swarm.peers.values():
-            complete, incomplete = by_site.get(peer.site, (0, 0))
-            by_site[peer.site] = (complete + peer.is_complete, incomplete + (not peer.is_complete))
-        total = sum(c for c, _ in by_site.values())
-        incomplete = len(swarm.peers) - total
-        total += bool(self._home(key))
-        return Counts(total, incomplete, swarm.downloaded, swarm.transferred_bytes, by_site)
+        swarm = self._swarms.get(key) or Swarm()
+        by_site = {site: (p.complete, len(p.members) - p.complete) for site, p in swarm.places.items()}
+        complete = swarm.complete + bool(self._home(key))
+        return Counts(complete, swarm.incomplete, swarm.downloaded, swarm.transferred_bytes, by_site)
 
     @property
     def peer_count(self) -> int:
@@ -281,7 +256,7 @@ class Tracker:
             wanted = policy.idle_interval_s
         return max(wanted, 2 * self._peer_count // policy.max_announces_per_s)  # hybrid torrents announce twice
 
-    def _note(self, swarm: _Swarm, announce: Announce, expires_s: float) -> Peer:
+    def _note(self, swarm: Swarm, announce: Announce, expires_s: float) -> Peer:
         key = (announce.peer_id, announce.address)
         known = swarm.peers.get(key)
         is_complete = announce.left == 0
@@ -304,24 +279,24 @@ class Tracker:
             announce.downloaded,
         )
         swarm.transferred_bytes += max(0, announce.downloaded - (known.downloaded if known else 0))
-        swarm.peers[key] = peer
+        swarm.put(peer)
         return peer
 
-    def _make_place(self, swarm: _Swarm, address: Address) -> None:
+    def _make_place(self, swarm: Swarm, address: Address) -> None:
         """Evict the peer that announced longest ago where the swarm or the address has too many."""
-        full = len(swarm.peers) >= self.policy.max_peers
-        same = [k for k, p in swarm.peers.items() if p.address == address]
-        if full or len(same) >= self.policy.max_peers_per_address:
-            among = swarm.peers if len(same) < self.policy.max_peers_per_address else same
-            self._drop(swarm, min(among, key=lambda k: swarm.peers[k].expires_s))
+        same = swarm.at_address.get(address, {})
+        if len(same) >= self.policy.max_peers_per_address:
+            self._drop(swarm, next(iter(same)))
+        elif len(swarm.peers) >= self.policy.max_peers:
+            self._drop(swarm, next(iter(swarm.peers)))
 
-    def _remove(self, swarm: _Swarm, announce: Announce) -> None:
+    def _remove(self, swarm: Swarm, announce: Announce) -> None:
         key = (announce.peer_id, announce.address)
         if key in swarm.peers:
             self._drop(swarm, key)
 
-    def _drop(self, swarm: _Swarm, key: tuple[bytes, Address]) -> None:
-        del swarm.peers[key]
+    def _drop(self, swarm: Swarm, key: Key) -> None:
+        swarm.drop(key)
         self._peer_count -= 1
 
     def _sweep(self, now: float) -> None:
@@ -341,36 +316,50 @@ class Tracker:
             return []
         return [Peer(b"-JS0000-in-this-host", announce.server, port, True, "", 0, self._clock())]
 
-    def _select(self, swarm: _Swarm, asker: Peer, wanted: int, home: list[Peer]) -> tuple[Peer, ...]:
+    def _select(self, swarm: Swarm, asker: Peer, wanted: int, home: list[Peer]) -> tuple[Peer, ...]:
         """Return peers for `asker`: its own site first, then what its site may see of the outside."""
         home = [] if asker.is_complete else home[:wanted]
         wanted -= len(home)
-        useful = [
-            p
-            for p in swarm.peers.values()
-            if p.port and p.peer_id != asker.peer_id and not (p.is_complete and asker.is_complete)
-        ]
         if not asker.site:
-            return (*home, *self._sample(self._visible_outside(swarm, useful, ""), wanted))
-        near = [p for p in useful if p.site == asker.site]
-        chosen = self._sample(near, wanted)
-        gateways = self._gateways(swarm, asker.site)
+            return (*home, *self._sample(self._outside(swarm, asker), wanted, asker))
+        place = swarm.places[asker.site]
+        chosen = self._sample(_useful(place, asker), wanted, asker)
+        gateways = place.gateways(self.policy.elected)
         if asker in gateways or not any(g.peer_id != asker.peer_id for g in gateways):
-            far = self._visible_outside(swarm, [p for p in useful if p.site != asker.site], asker.site)
-            chosen = chosen[: max(wanted // 2, wanted - len(far))]
-            chosen += self._sample(far, wanted - len(chosen)) + home
+            outside = self._outside(swarm, asker)
+            chosen = chosen[: max(wanted // 2, wanted - sum(map(len, outside)))]
+            chosen += [*self._sample(outside, wanted - len(chosen), asker), *home]
         return tuple(chosen)
 
-    def _visible_outside(self, swarm: _Swarm, peers: list[Peer], own_site: str) -> list[Peer]:
-        """Of peers elsewhere: those without a site, and the gateways of theirs."""
-        gateways = {s: self._gateways(swarm, s) for s in {p.site for p in peers} if s and s != own_site}
-        return [p for p in peers if not p.site or p in gateways.get(p.site, ())]
+    def _outside(self, swarm: Swarm, asker: Peer) -> list[list[Peer]]:
+        """Peers elsewhere: those without a site, and the gateways of theirs."""
+        gateways = [
+            gateway
+            for site, place in swarm.places.items()
+            if site and site != asker.site
+            for gateway in place.gateways(self.policy.elected)
+            if gateway.port and not (gateway.is_complete and asker.is_complete)
+        ]
+        nowhere = swarm.places.get("")
+        return [gateways, *(_useful(nowhere, asker) if nowhere else ())]
 
-    def _gateways(self, swarm: _Swarm, site: str) -> list[Peer]:
-        """The peers of a site that talk to the outside: its seeders, else the first that came."""
-        members = sorted((p for p in swarm.peers.values() if p.site == site), key=lambda p: p.joined)
-        seeders = [p for p in members if p.is_seeder]
-        return seeders or members[: self.policy.elected]
+    def _sample(self, lists: list[list[Peer]], count: int, asker: Peer) -> list[Peer]:
+        """Draw from several lists as if they were one, leaving out whoever asks."""
+        total = sum(map(len, lists))
+        places = self._choice.sample(range(total), min(count + 1, total))
+        drawn = [peer for place in places if (peer := _at(lists, place)).peer_id != asker.peer_id]
+        return drawn[: max(0, count)]
 
-    def _sample(self, peers: list[Peer], count: int) -> list[Peer]:
-        return self._choice.sample(peers, min(count, len(peers)))
+
+def _useful(place: Place, asker: Peer) -> list[list[Peer]]:
+    """Who may be of use to a peer: everybody, but to a complete one only those that are not."""
+    return [place.takers.peers] if asker.is_complete else [place.takers.peers, place.givers.peers]
+
+
+def _at(lists: list[list[Peer]], place: int) -> Peer:
+    """The peer at a place of several lists in a row."""
+    for peers in lists:
+        if place < len(peers):
+            return peers[place]
+        place -= len(peers)
+    raise IndexError(place)
