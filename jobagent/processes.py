@@ -9,6 +9,7 @@ import ctypes
 import os
 from pathlib import Path
 
+M_ARENA_MAX = -8  # malloc.h of glibc; musl has no mallopt
 _ENDED_STATES = frozenset("ZXx")
 
 
@@ -68,6 +69,13 @@ def _parent(pid: int) -> int:
     except OSError:
         return 0
     return int(stat[stat.rfind(b")") + 2 :].split()[1])
+
+
+def keep_memory_together() -> None:
+    """Let all threads allocate from two arenas: one for each thread, as glibc has it, leaves holes in each."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 2)
 
 
 def give_back_memory() -> None:

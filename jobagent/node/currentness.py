@@ -17,7 +17,7 @@ from jobagent.model import Archive, Blob, Package
 log = logging.getLogger("jobagent.node")
 
 FORCED_INTERVAL_S = 2.0
-MAX_TORRENTS = 256  # a few hundred kB each at most
+MAX_TORRENT_BYTES = 1 << 20  # of all that are kept: some hundred kB each at most, and only jobs that wait ask again
 
 
 class CurrentCatalogue:
@@ -100,7 +100,7 @@ class CurrentCatalogue:
             return known
         torrent = self._catalogue.torrent(archive)
         with self._guard:
-            if len(self._torrents) >= MAX_TORRENTS:
+            while self._torrents and sum(map(len, self._torrents.values())) + len(torrent) > MAX_TORRENT_BYTES:
                 self._torrents.pop(next(iter(self._torrents)))
             self._torrents[archive.infohash_v2] = torrent
         return torrent

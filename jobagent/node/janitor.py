@@ -1,15 +1,20 @@
-"""Keeping the house: what nobody may use is removed, what is cached is seeded, an idle service ends."""
+"""Keeping the house: what nobody may use is removed, what is cached is seeded, an idle service ends.
+
+Idle is a service that no job needs and from which no neighbour fetches.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from jobagent import processes
 from jobagent.contracts import Cache, Catalogue, ManagedCache
 from jobagent.errors import JobAgentError
+from jobagent.events import Event
 from jobagent.job import data
 from jobagent.job.kit import Kit
 from jobagent.model import Package, PackageState
@@ -34,6 +39,7 @@ class Janitor:
         self._interval_s = interval_s
         self._idle_exit_s = idle_exit_s
         self._stop = stop
+        self._seeding = Seeding(kit)
         self._wake = threading.Event()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
@@ -59,8 +65,9 @@ class Janitor:
                 self._sweep()
             except (JobAgentError, OSError) as error:
                 log.error("sweep of the cache failed: %s", error)
-            if self._idle_exit_s and self._idle_s() >= self._idle_exit_s:
-                log.info("idle for %.0f s: ending", self._idle_s())
+            idle_s = min(self._idle_s(), self._seeding.unneeded_s()) if self._idle_exit_s else 0.0
+            if self._idle_exit_s and idle_s >= self._idle_exit_s:
+                log.info("no job and no neighbour needed anything for %.0f s: ending", idle_s)
                 self._stop()
             processes.give_back_memory()
             interval_s = min(self._interval_s, self._idle_exit_s or self._interval_s)
@@ -76,7 +83,45 @@ class Janitor:
             log.info("%d leases of ended holders removed", ended)
         if self._kit.catalogues:
             evict_banned(cache, self._kit.catalogue)
-            seed_all(self._kit)
+            self._seeding.seed_all()
+
+
+class Seeding:
+    """What the node gives to its neighbours, and whether any of them still takes it.  One thread calls it."""
+
+    def __init__(self, kit: Kit, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kit = kit
+        self._clock = clock
+        self._offered: dict[str, Path] = {}
+        self._given_bytes = 0.0
+        self._needed_s = clock()
+        kit.events.subscribe(self._forget)
+
+    def _forget(self, event: Event) -> None:
+        """What the cache was about to remove is offered no more, whether it was removed in the end or not."""
+        if event.name in {"cache.evicting", "cache.archive_dropped"}:
+            self._offered.pop(str(event.fields["digest"]), None)
+
+    def seed_all(self) -> None:
+        """Offer what is cached; what was offered and lies where it lay costs nothing."""
+        installed = {i.package.key: i for i in self._kit.cache.installed()} if self._kit.seeders else {}
+        self._offered = {key: path for key, path in self._offered.items() if key in installed}
+        for key, found in installed.items():
+            archive = found.archive
+            if archive is None or self._offered.get(key) == archive:
+                continue
+            try:
+                data.seed(found.package, archive, self._kit)
+                self._offered[key] = archive
+            except (JobAgentError, OSError) as error:
+                log.warning("cannot seed %s: %s", found.package.id, error)
+
+    def unneeded_s(self) -> float:
+        """Seconds since a neighbour was last seen to fetch something from here."""
+        given = sum(seeder.status().get("upload_bytes", 0.0) for seeder in self._kit.seeders)
+        if given > self._given_bytes:
+            self._given_bytes, self._needed_s = given, self._clock()
+        return self._clock() - self._needed_s
 
 
 def evict_banned(cache: Cache, catalogue: Catalogue) -> list[Package]:
@@ -94,15 +139,3 @@ def evict_banned(cache: Cache, catalogue: Catalogue) -> list[Package]:
             )
             gone.append(package)
     return gone
-
-
-def seed_all(kit: Kit) -> None:
-    """Seed what is cached; seeders take each package once, so this is cheap when nothing is new."""
-    for installed in kit.cache.installed() if kit.seeders else ():
-        archive: Path | None = installed.archive
-        if archive is None:
-            continue
-        try:
-            data.seed(installed.package, archive, kit)
-        except (JobAgentError, OSError) as error:
-            log.warning("cannot seed %s: %s", installed.package.id, error)
