@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from jobagent.central.packaging.torrents import piece_size_for
 from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
-from jobagent.central.services.dealing import MAX_CONNECTIONS, REVISION_S
+from jobagent.central.services.dealing import REVISION_S
+from jobagent.central.services.peerwire import MAX_CONNECTIONS
 from jobagent.central.services.tracker import Policy
 
 Numbers = NDArray[np.int64]
