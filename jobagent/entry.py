@@ -93,7 +93,7 @@ def parse_path(path: str) -> tuple[PackageId, str]:
     namespace, digits, name, version, platform = parts
     package = PackageId(checked_namespace(namespace), _word(name, "name"), _word(version, "version"))
     if digits != name_bin(name):
-        raise EntryError(f"path {path[:200]!r} is in bin {digits}, expected {name_bin(name)}")
+        raise EntryError(f"path {path[:200]!r} is in bin {digits[:20]!r}, expected {name_bin(name)}")
     return package, _word(platform, "platform")
 
 
@@ -213,8 +213,9 @@ def check_torrent(torrent: bytes, archive: Archive) -> None:
 
 
 def _decode_archive(entry: Entry, fields: _Fields) -> Archive:
-    if not 0 < entry.size_bytes <= MAX_SIZE_BYTES:
-        raise EntryError(f"archive length is {entry.size_bytes}, expected 1 to {MAX_SIZE_BYTES}")
+    size: object = entry.size_bytes  # from JSON, whatever the type says
+    if type(size) is not int or not 0 < size <= MAX_SIZE_BYTES:
+        raise EntryError(f"archive length is {str(size)[:40]!r}, expected 1 to {MAX_SIZE_BYTES}")
     return Archive(
         file_name=fields.matching("file", _FILE_NAME),
         format=fields.matching("archive", _FORMAT_NAME),

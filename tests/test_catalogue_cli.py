@@ -201,6 +201,9 @@ def test_two_managers_sign_at_the_command_line(run, place, monkeypatch):
     place.repository = type(place.repository)(place.catalogue, type(place.keys)(first))
     place.repository.register([entry_for("ROOT")])
     monkeypatch.setenv("JOBAGENT_KEYS", str(second))
+    code, out, err = run("catalogue", "sign")
+    assert (code, "aaaaaaaaaaaaaaaa… 10 bytes" in out) == (UsageError.exit_code, True)
+    assert "nobody is there to agree to that; read it, then give --yes" in err
     code, out, _ = run("catalogue", "sign", "--yes")
     assert code == 0
     assert "alice v3 has 1 of 2 signatures" in out
@@ -234,8 +237,19 @@ def test_keys_show_lists_names_ids_and_where_private_halves_are(run, place):
     rows = {row["name"]: row for row in json.loads(out)}
     assert rows["alice-1"]["id"] == place.keys.named("alice-1").id
     assert {row["private"] for row in rows.values()} == {"file"}
-    _, out, _ = run("keys", "show", place.keys.directory / "alice-1.pub")
-    assert place.keys.named("alice-1").id in out
+    for what in (place.keys.directory / "alice-1.pub", place.keys.directory):
+        _, out, _ = run("keys", "show", what)
+        assert place.keys.named("alice-1").id in out
+
+
+def test_signatures_that_suffice_ask_nobody_for_more(run, place):
+    (place.keys.directory / "online.pem").unlink()
+    for number in (4, 5, 6):
+        run("keys", "new", f"root-{number}", "--no-passphrase")
+    roots = [word for n in (4, 5, 6) for word in ("--key", f"root-{n}")]
+    _, out, _ = run("catalogue", "rotate", "--role", "root", *roots)
+    assert "waits: root v2 has 3 of 2 signatures; that is enough\n" in out
+    assert "waits for the holder of the online key: jobagent catalogue refresh" in out
 
 
 def test_check_fails_where_readers_suffer(run, place):

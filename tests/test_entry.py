@@ -153,12 +153,14 @@ def test_a_missing_field_is_named(key):
         "alice/BIN/ROOT/v6-36/Linux-x86_64\n",
         "user./BIN/ROOT/v6-36/Linux-x86_64",
         "alice/BIN/RO OT/v6-36/Linux-x86_64",
+        "alice/\n\n\n\n/ROOT/v6-36/Linux-x86_64",
     ],
 )
 def test_a_path_that_does_not_name_its_package_is_refused(path):
     path = path.replace("BIN", entry.name_bin("ROOT"))
-    with pytest.raises(entry.EntryError):
+    with pytest.raises(entry.EntryError) as caught:
         entry.decode(hostile(lambda e: e.update(path=path)))
+    assert "\n" not in str(caught.value)
 
 
 CUSTOM = {
@@ -200,7 +202,7 @@ def test_hostile_fields_are_refused_with_one_line(fields):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, -1, 2**53])
+@pytest.mark.parametrize("size", [0, -1, 2**53, True, 1.5, "1234", None, [1]])
 def test_an_impossible_archive_length_is_refused(size):
     with pytest.raises(entry.EntryError, match="archive length"):
         entry.decode(hostile(lambda e: e.update(size_bytes=size)))

@@ -91,10 +91,16 @@ def _sign(repository: Repository, args: argparse.Namespace) -> int:
         print(item)
         for line in changes(repository.shelf, item.role):
             print(f"  {line}")
-    if not args.yes and sys.stdin.isatty() and input("sign this? [y/N] ").strip().lower() not in {"y", "yes"}:
+    if not args.yes and not _is_agreed():
         print("not signed")
         return 1
     return managing.tell("signed with the keys at hand", repository.sign([w.role for w in waiting]))
+
+
+def _is_agreed() -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to agree to that", remedy="read it, then give --yes")
+    return input("sign this? [y/N] ").strip().lower() in {"y", "yes"}
 
 
 def _check(repository: Repository, args: argparse.Namespace) -> int:

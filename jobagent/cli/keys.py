@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     token.add_argument("--label", help="label of the token, where there are several")
     managing.keys_argument(token)
     show = commands.add_parser("show", help="list the keys of a directory, or show a public key or certificate")
-    show.add_argument("file", metavar="FILE", nargs="?", type=Path)
+    show.add_argument("file", metavar="FILE", nargs="?", type=Path, help="key, certificate or directory")
     show.add_argument("--json", action="store_true", help="print JSON")
     managing.keys_argument(show)
 
@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    if args.file is not None:
+    if args.file is not None and args.file.is_dir():
+        infos = _all(KeyStore(args.file))
+    elif args.file is not None:
         infos = [KeyInfo(args.file.stem, read_public(args.file), "")]
     else:
         keys = managing.open_keys(args)

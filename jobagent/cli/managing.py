@@ -62,7 +62,9 @@ def tell(done: str, signed: Signed) -> int:
     """Print what came of a signature; the exit code is 0 although others may have to sign."""
     print(done)
     for waiting in signed.waiting:
-        print(f"  waits: {waiting}; let another holder of its keys run: jobagent catalogue sign")
+        is_enough = waiting.signatures >= waiting.threshold
+        what = "that is enough" if is_enough else "let another holder of its keys run: jobagent catalogue sign"
+        print(f"  waits: {waiting}; {what}")
     for note in signed.notes:
         print(f"  note: {note}")
     if signed.is_published:
