@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo pool pool-demo pilot-demo test lint fix docs bench soak system-tools clean
+.PHONY: help demo pool pool-demo pilot-demo test lint fix docs bench soak fuzz system-tools clean
 
 help:
 	@echo "make demo        the main job: packages by signed torrent to several worker nodes"
@@ -14,6 +14,7 @@ help:
 	@echo "make test        all tests        make lint   ruff, mypy, import-linter"
 	@echo "make bench       all benchmarks   make soak   long random fault runs"
 	@echo "make docs        generated pages  make fix    what ruff can mend by itself"
+	@echo "make fuzz        every reader of strangers' bytes, by coverage"
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,6 +58,12 @@ bench: $(READY)
 
 soak: $(READY) system-tools
 	@$(BIN)/python -m pytest -q -m soak --override-ini addopts= tests/soak
+
+# By coverage, so many seconds for each reader of strangers' bytes.
+FUZZ_SECONDS ?= 20
+fuzz: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,132 @@
+"""What is fuzzed: whatever reads bytes of strangers.  A target takes any bytes and raises nothing but refusals.
+
+Each checks that what is refused is refused in one line, and where the bytes name files that nothing is outside.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from jobagent import bencode, entry, manifest
+from jobagent.central.packaging import torrents
+from jobagent.central.services import announces, tokens
+from jobagent.central.services.tracker import Refused
+from jobagent.condor.language import ads, environment, jdl, submit
+from jobagent.errors import JobAgentError
+from jobagent.node import wire
+from jobagent_archives.unpacking import TarUnpacker
+from jobagent_environment import initsh, modulefile
+from jobagent_environment.places import NotUnderstood, Place
+from tests.packages import signed
+
+SIGNED_BYTES, SIGNED_FILES = 100_000, 30
+PLACE = Place("Tool", "1", "slc7", Path("/cvmfs/tool"))
+
+
+def text_of(data: bytes) -> str:
+    """Text as it comes from a file or from a job ad, where bytes that are no UTF-8 are escaped."""
+    return data.decode("utf-8", "surrogateescape" if data[:1] == b"\1" else "replace")
+
+
+def refuse(read: Callable[[], object], *refusals: type[Exception]) -> None:
+    """Call, and let it refuse in one line."""
+    try:
+        read()
+    except (JobAgentError, *refusals) as error:
+        assert "\n" not in str(error), repr(str(error))
+
+
+class Targets:
+    """The targets by name; `directory` is empty and on a fast file system."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.all: dict[str, Callable[[bytes], None]] = {
+            "jdl": lambda data: refuse(lambda: jdl.parse(text_of(data))),
+            "submit": lambda data: refuse(lambda: submit.parse(text_of(data), base_directory=directory)),
+            "ad": lambda data: refuse(lambda: ads.parse(text_of(data))),
+            "environment": self.environment,
+            "torrent": self.torrent,
+            "entry": self.entry,
+            "path": lambda data: refuse(lambda: entry.parse_path(text_of(data)), entry.EntryError),
+            "manifest": lambda data: refuse(lambda: manifest.decode(data), ValueError),
+            "wire": lambda data: refuse(lambda: wire.decode_request(data), wire.WireError),
+            "announce": self.announce,
+            "token": self.token,
+            "notation": self.notation,
+            **{f: lambda data, f=f: self.archive(data, f) for f in ("tar", "tar.zst", "tar.gz", "tar.xz")},
+        }
+
+    def environment(self, data: bytes) -> None:
+        """The environment of a job ad, in both of HTCondor's forms."""
+        refuse(lambda: environment.of_job(data), ValueError)
+        refuse(lambda: environment.parse(text_of(data)))
+        refuse(lambda: environment.parse_v1(text_of(data)))
+
+    def torrent(self, data: bytes) -> None:
+        """Bencoding has one form only, and a torrent is safe or refused."""
+        refuse(lambda: torrents.check(data))
+        try:
+            value = bencode.decode(data)
+        except ValueError:
+            return
+        assert bencode.encode(value) == data  # type: ignore[arg-type]
+
+    def entry(self, data: bytes) -> None:
+        """A signed entry of any JSON."""
+        try:
+            raw = json.loads(data)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(raw, dict):
+            custom = raw.get("custom")
+            made = entry.Entry(
+                str(raw.get("path")),
+                raw.get("length"),  # type: ignore[arg-type]
+                raw.get("sha256"),  # type: ignore[arg-type]
+                custom if isinstance(custom, dict) else {},
+            )
+            refuse(lambda: entry.decode(made), entry.EntryError)
+
+    def announce(self, data: bytes) -> None:
+        """Queries of announces and scrapes."""
+        refuse(lambda: announces.parse(data, ipaddress.ip_address("10.0.0.1")), Refused)
+        refuse(lambda: announces.scraped_infohashes(data), Refused)
+
+    def token(self, data: bytes) -> None:
+        """Announce tokens, as they are and with any claims."""
+        claims = base64.urlsafe_b64encode(data[:400]).decode()
+        for token in (data.decode("ascii", "replace"), f"{claims}.{claims}"):
+            refuse(lambda token=token: tokens.verify(token, {}, now_s=0.0))  # type: ignore[misc]
+
+    def notation(self, data: bytes) -> None:
+        """Environments as alibuild and modules write them."""
+        for module in (initsh, modulefile):
+            try:
+                module.changes(text_of(data), PLACE, ())
+            except NotUnderstood:
+                continue
+
+    def archive(self, data: bytes, archive_format: str) -> None:
+        """Unpack; whatever comes of it lies in its directory and within the signed limits."""
+        archive, into = self.directory / "archive", self.directory / "into"
+        archive.write_bytes(data)
+        into.mkdir()
+        package = signed(SIGNED_BYTES, SIGNED_FILES, archive_format)
+        try:
+            refuse(lambda: TarUnpacker(1).unpack(archive, package, into))
+            found = [
+                p for root, directories, files in os.walk(into) for p in (Path(root, n) for n in directories + files)
+            ]
+            assert len(found) <= SIGNED_FILES
+            assert sum(p.lstat().st_size for p in found if p.is_file() and not p.is_symlink()) <= SIGNED_BYTES * 2
+            assert all(p.resolve().is_relative_to(into.resolve()) for p in found if p.is_symlink())
+            assert {p.name for p in self.directory.iterdir()} == {"archive", "into"}
+        finally:
+            shutil.rmtree(into)
