@@ -41,7 +41,7 @@ BATCH = 10
 SITE_HOLDS = 20
 CACHE = "/var/lib/site-cache"
 
-_BEGUN = re.compile(r" pilot (\d+-\d+) \+0\.\d+ INFO begin ")
+_BEGUN = re.compile(r" pilot (\d+-\d+-\w+) \+0\.\d+ INFO begin ")
 _LANDED = re.compile(r"\+([0-9.]+) INFO condor_master started")
 
 
@@ -119,6 +119,7 @@ def main() -> int:
     options = parser.parse_args()
     if why := is_possible():
         sys.exit(f"bench.landing: {why}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # networks and nodes go
     numbers = options.numbers or ([1, 20, 100] if options.full else [1, 20])
     figures = measure(numbers=[n for n in numbers if n > 1], effort=9 if options.full else 6)
     text = json.dumps(figures, indent=2)
@@ -132,6 +133,7 @@ def measure(*, numbers: Sequence[int], effort: int) -> dict[str, Any]:
     """Return all figures."""
     settings = {"glidein": {"idle_s": 3600, "condor_config": ""}}  # production's intervals
     figures: dict[str, Any] = {"link_mbit": LINK_MBIT, "cores": os.cpu_count()}
+    tell("bundle, pool and services")
     with Grid(effort=effort, settings=settings) as grid:
         figures["condor"] = grid.condor.version
         with BareNode(grid.lan, link_mbit=LINK_MBIT) as node:
@@ -178,6 +180,7 @@ def at_once(grid: Grid, nodes: Sequence[BareNode]) -> Landings:
         pilot.wait(begin_s + LIMIT_S)
     share = cpu_share(busy_s, begin_s)
     sent = grid.sent().since(sent)
+    tell(f"{len(pilots)} landed after {statistics.median(pilot.seconds for pilot in pilots):.1f} s")
     received = pilots[0].received_bytes()
     ready_s = seconds_to_ready(grid, pilots[0]) if len(pilots) == 1 else 0.0
     end(pilots)
@@ -201,7 +204,7 @@ def in_batches(grid: Grid, number: int) -> Landings:
             seconds += [pilot.seconds for pilot in batch]
             received = received or batch[0].received_bytes()
             present += batch
-            print(f"{len(seconds)} landed", file=sys.stderr)
+            tell(f"{len(seconds)} of {number} have landed")
             end(present[: -SITE_HOLDS + BATCH])
             present = present[-SITE_HOLDS + BATCH :]
         share, sent = cpu_share(busy_s, begin_s), grid.sent().since(sent)
@@ -229,6 +232,11 @@ def seconds_to_ready(grid: Grid, pilot: Pilot) -> float:
 
     grid.pool.wait_until(is_ready, LIMIT_S)
     return ready[0]
+
+
+def tell(text: str) -> None:
+    """Say on standard error how far it is."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def mb(size_bytes: float) -> float:

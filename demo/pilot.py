@@ -43,7 +43,7 @@ _LIBRARY_DIRECTORIES = [Path(d) / f"{platform.machine()}-linux-gnu" for d in ("/
 _OF_EVERY_LINUX = ("ld-linux", "libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "linux-vdso")
 _ONE_PILOT_A_NODE = "NUM_CPUS = 1\nMEMORY = 8000\n"
 _LINE = re.compile(r"\S+ (?:pilot|glidein) \S+ \+(?P<at>[0-9.]+) \S+ (?P<what>.*)")
-_PILOT = re.compile(r" pilot ((?P<started_s>\d+)-\d+) ")
+_PILOT = re.compile(r" pilot ((?P<started_s>\d+)-\d+-\w+) ")
 _LIBC = re.compile(r"libc='([^']*)'")
 _STEPS = (  # what the pilot's log says, and what it means
     ("begin ", "script starts"),

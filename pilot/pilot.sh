@@ -689,7 +689,8 @@ get_runtime() {
 begin() {
     STARTED_CS=0 PILOT_ID=- LOG_FILE='' CHILD='' WORK='' STAGING='' WALL_CS=0 GRACE_S=20
     STARTED_CS=$(uptime_cs)
-    PILOT_ID=$(date +%s)-$$
+    read -r chance 2>/dev/null </proc/sys/kernel/random/uuid || chance=$(uname -n | tr -cd 'A-Za-z0-9' | cut -c1-8)-
+    PILOT_ID=$(date +%s)-$$-${chance%%-*} # in containers many pilots have one pid at the same second
     export JOBAGENT_PILOT_ID="$PILOT_ID" # the mark by which every process of this pilot is found
     USER_ID=$(id -u)
     read -r BOOT </proc/sys/kernel/random/boot_id 2>/dev/null || BOOT=unknown

@@ -7,6 +7,7 @@ fetches here is a small one whose `jobagent` is a shell script (the real one is 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -106,7 +107,8 @@ def test_log_is_kept_where_the_site_wants_it(node: Node, web: Web) -> None:
     assert done.returncode == 232
     assert log.read_text() == done.stderr
     first, *_, last = log.read_text().splitlines()
-    assert "INFO begin runtime=" in first and last.endswith("INFO end exit=232")
+    assert re.search(r" pilot \d+-\d+-[0-9a-f]{8} \+0\.\d\d INFO begin runtime=", first)  # one of its kind
+    assert last.endswith("INFO end exit=232")
 
 
 # --- the network -------------------------------------------------------------------------------------------------
