@@ -326,3 +326,22 @@ def test_a_version_published_a_moment_ago_is_found(world, tmp_path):
     )
     done, _ = run(node, jdl(tmp_path, '"Hello::v3"'), tmp_path)
     assert (done.returncode, done.stdout[:11]) == (0, "new from v3"), done.stderr
+
+
+@pytest.mark.acceptance(10)
+def test_a_catalogue_of_local_files_is_used_at_once(world, tmp_path):
+    node = world.node(catalogue=world.catalogue.as_uri())
+    done, report = run(node, jdl(tmp_path), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert report["traffic"]["web_bytes"] > len(BULK)
+    assert report["seconds"]["packages"] < 10  # the swarm's patience is 15 s
+    assert "warning" not in done.stderr
+
+
+@pytest.mark.acceptance(10)
+def test_beside_a_tracker_that_is_down_local_files_are_used_soon(world, tmp_path):
+    node = world.node('[swarm]\ntrackers = ["http://127.0.0.1:9/announce"]\n', catalogue=world.catalogue.as_uri())
+    done, report = run(node, jdl(tmp_path), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert report["traffic"]["web_bytes"] > len(BULK)
+    assert report["seconds"]["packages"] < 12

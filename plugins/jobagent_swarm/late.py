@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobagent.plugin import Context, JobAgentError, Order, Package, SupplyError, Traffic
+from jobagent_swarm.finding import can_fetch
 
 if TYPE_CHECKING:
     from jobagent_swarm.swarm import Swarm
@@ -46,8 +47,8 @@ class LateSwarm:
         return 10
 
     def can_fetch(self, order: Order) -> bool:
-        """Whether there is a torrent."""
-        return order.torrent is not None and order.package.archive.size_bytes > 0
+        """Whether there is a torrent, and anybody who could know of peers."""
+        return can_fetch(order, self._context.config)
 
     def fetch(self, order: Order) -> Traffic:
         """See `Swarm.fetch`."""

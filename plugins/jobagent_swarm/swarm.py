@@ -35,6 +35,7 @@ from jobagent.plugin import (
     durable,
 )
 from jobagent_swarm.download import Download, Patience
+from jobagent_swarm.finding import can_fetch
 from jobagent_swarm.options import Role
 from jobagent_swarm.reservation import reserve
 from jobagent_swarm.session import LISTEN_TIMEOUT_S, Session, Torrent, load, piece_size_of
@@ -44,7 +45,7 @@ from jobagent_swarm.site import options_of
 log = logging.getLogger("jobagent.swarm")
 
 POLL_S = 0.25  # progress reports and patience; the end of a download wakes at once
-MOVE_TIMEOUT_S = 5.0
+NEAR_PATIENCE_S = 2.0  # for a first peer, where the archive is also a local file
 
 
 @dataclass(slots=True)
@@ -90,8 +91,8 @@ class Swarm:
         return 10
 
     def can_fetch(self, order: Order) -> bool:
-        """Whether there is a torrent."""
-        return order.torrent is not None and order.package.archive.size_bytes > 0
+        """Whether there is a torrent, and anybody who could know of peers."""
+        return can_fetch(order, self._context.config)
 
     def fetch(self, order: Order) -> Traffic:
         """Fetch from peers, and from web servers where peers do not deliver; see `Transport.fetch`.
@@ -285,7 +286,7 @@ class Swarm:
             if not download.is_checked or state.is_finished:
                 continue
             if patience is None:
-                patience = Patience(self._settings, now, state.total_done)
+                patience = Patience(_patience_for(order, self._settings), now, state.total_done)
             reason = patience.verdict(now, state.total_done, state.num_peers)
             if reason is not None:
                 raise SupplyError(f"{reason}: {_describe(order, state, download)}")
@@ -338,6 +339,13 @@ def _follow(offer: _Offer, archive: Path) -> bool:
         handle.rename_file(0, archive.name)
     offer.path = offer.torrent.path = archive
     return True
+
+
+def _patience_for(order: Order, settings: SwarmSettings) -> SwarmSettings:
+    """Wait less for a first peer where the archive is on a disk of this node's."""
+    if any(url.startswith("file:") for url in order.urls):
+        return dataclasses.replace(settings, no_peer_timeout_s=min(NEAR_PATIENCE_S, settings.no_peer_timeout_s))
+    return settings
 
 
 def _copy(source: Path, target: Path, size_bytes: int) -> bool:
