@@ -5,6 +5,7 @@ missing=
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need aria2c aria2
 need transmission-daemon transmission-daemon
+need nginx nginx-light
 need bwrap bubblewrap
 need patchelf patchelf
 need mmdebstrap mmdebstrap
