@@ -9,14 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "swarm")
+from bench import report
+from bench.swarm_programme import GROUPS
+
+NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks")
+SWARM = "swarm-"  # and a group of `swarm_programme`, whose figures go into docs/performance.md
+ALL = (*NAMES, *(SWARM + group for group in GROUPS))
 LIMIT_S = 1800
 
 
 def main() -> int:
     """Run them one after the other; a failed one is said and does not stop the rest."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(ALL)}")
     parser.add_argument(
         "--json", type=Path, default=Path("build/bench.json"), metavar="FILE", help="where figures go"
     )
@@ -24,13 +29,15 @@ def main() -> int:
     options = parser.parse_args()
     options.json.parent.mkdir(parents=True, exist_ok=True)
     figures, failed = {}, []
-    for name in options.names or NAMES:
-        if importlib.util.find_spec(f"bench.{name}") is None:
+    for name in options.names or ALL:
+        is_swarm = name.startswith(SWARM)
+        words = ["bench.swarm_programme", name.removeprefix(SWARM)] if is_swarm else [f"bench.{name}"]
+        if importlib.util.find_spec(words[0]) is None:
             failed.append(name)
             continue
         print(f"== bench.{name}", flush=True)
         output = options.json.with_name(f"bench-{name}.json")
-        argv = [sys.executable, "-m", f"bench.{name}", "--json", str(output), *(["--full"] if options.full else [])]
+        argv = [sys.executable, "-m", *words, "--json", str(output), *(["--full"] if options.full else [])]
         try:
             code = subprocess.run(argv, timeout=LIMIT_S, check=False).returncode
         except subprocess.TimeoutExpired:
@@ -39,6 +46,7 @@ def main() -> int:
             failed.append(name)
         else:
             figures[name] = json.loads(output.read_text())
+    report.write(figures[name] for name in figures if name.startswith(SWARM))
     options.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"figures: {options.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

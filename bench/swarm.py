@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--server-rate", type=float, default=2.5, metavar="MB/S")
     parser.add_argument("--arrivals", type=float, default=0.0, metavar="S", help="spread over so many seconds")
     parser.add_argument("--slots", type=int, default=1, help="clients on one host")
+    parser.add_argument("--shared", action="store_true", help="with --slots: one session a host")
     parser.add_argument("--sites", type=int, default=0, help="with --hosts: spread the hosts over so many sites")
     parser.add_argument(
         "--site-seeders", action="store_true", help="with --sites: a `jobagent seeder --site` in each"
@@ -75,6 +76,7 @@ def main() -> int:
         mode=options.mode,
         arrivals_s=options.arrivals,
         slots=options.slots,
+        is_shared=options.shared,
         sites=options.sites,
         site_rate=int(options.site_rate * 1e6),
         has_site_seeders=options.site_seeders,
@@ -267,6 +269,7 @@ def _clients(
             "torrent": str(server.torrent),
             "tracker": server.tracker,
             "swarm": experiment.swarm,
+            "is_shared": experiment.is_shared,
             "timeout_s": experiment.timeout_s,
             "clients": [_spec(experiment, directory, server, machine, number, chance) for number in numbers],
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One experiment.  Rates are bytes per second; `slots` clients share a host.
+    """One experiment.  Rates are bytes per second; `slots` clients are on a host, `is_shared` in one session.
 
     `swarm` and `central` are `[swarm]` of clients and server, `settings` is `[central]`.  A site's link to the wide
     area carries `site_rate` (0: anything).  With `is_closed` nodes reach nothing outside their site but the server.
@@ -23,6 +23,7 @@ class Field:
     mode: str = "default"
     arrivals_s: float = 0.0
     slots: int = 1
+    is_shared: bool = False
     sites: int = 0
     site_rate: int = 0
     has_site_seeders: bool = False
