@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import resource
 import shutil
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from jobagent import bencode
+from jobagent.contracts import Order
 from jobagent.errors import DigestMismatch, HostileArchive, NoFreePort, ScratchUnusable, SupplyError
-from jobagent.model import Traffic
+from jobagent.model import Archive, Blob, Package, PackageId, Traffic, Tree
 from tests.swarm_field import Published, agents, central, publish, wait_until
 
 pytestmark = pytest.mark.swarm
@@ -244,6 +249,37 @@ def test_torrent_that_was_not_signed_is_refused(tmp_path: Path) -> None:
         with pytest.raises(HostileArchive, match="refused"):
             agent.swarm.fetch(order)
         assert list(agent.directory.iterdir()) == []
+
+
+@pytest.mark.acceptance(26)
+@pytest.mark.parametrize("digest", [hashlib.sha256, hashlib.sha1], ids=["by its v2 infohash", "by its v1 infohash"])
+def test_outside_torrents_are_refused_or_made_safe_even_where_they_are_signed(
+    tmp_path: Path, material: Path, digest: Callable[[bytes], hashlib._Hash]
+) -> None:
+    """Each as if a manager had signed it blindly: in bounded time and memory, and nothing but one file is made."""
+    files = sorted((material / "torrents").rglob("*.torrent"))
+    assert len(files) > 60
+    outcomes: Counter[str] = Counter()
+    memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with agents(tmp_path, 1, no_peer_timeout_s=0.05, web_seed_after_s=0.0) as (agent,):
+        for path in files:
+            data = path.read_bytes()
+            try:
+                infohash = digest(bencode.raw_member(data, b"info")).hexdigest()
+            except ValueError:
+                infohash = digest(data).hexdigest()
+            archive = Archive("a.tar.zst", "tar.zst", "0" * 64, 100_000, "", infohash)
+            package = Package(PackageId("alice", "A", "1"), "any", archive, Tree(Blob("0" * 64, 1), 1, 1), 1)
+            order = Order(package, data, (), agent.directory / "a.tar.zst", time.monotonic() + 5)
+            with pytest.raises((HostileArchive, DigestMismatch, SupplyError)) as caught:
+                agent.swarm.fetch(order)
+            assert "\n" not in str(caught.value)
+            outcomes[type(caught.value).__name__] += 1
+        assert list(agent.directory.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [agent.directory.name]
+    assert outcomes["HostileArchive"] > 20 and outcomes["SupplyError"] >= 1
+    assert time.monotonic() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 << 10  # kB
 
 
 def test_trackers_and_web_seeds_inside_a_torrent_are_never_asked(tmp_path: Path) -> None:
