@@ -198,8 +198,8 @@ def test_seeder_beside_the_tracker_is_at_the_address_that_was_asked() -> None:
 # Sites
 
 
-def two_sites(elected: int = 2) -> Field:
-    return Field(sites=Sites({"CERN": [CERN], "GSI": [GSI]}), policy=Policy(elected=elected), home=5555)
+def two_sites(elected: int = 2, policy: Policy | None = None) -> Field:
+    return Field(sites=Sites({"CERN": [CERN], "GSI": [GSI]}), policy=policy or Policy(elected=elected), home=5555)
 
 
 def test_longest_network_decides_the_site() -> None:
@@ -260,6 +260,18 @@ def test_signed_site_overrules_the_network() -> None:
     field = two_sites()
     field.announce(1, network="10.1", site="GSI")
     assert field.tracker.counts("A").by_site == {"GSI": (0, 1)}
+
+
+@pytest.mark.acceptance(37)
+def test_where_sites_are_enforced_a_peer_must_come_from_the_network_of_its_site() -> None:
+    field = two_sites(policy=Policy(needs_site=True))
+    field.announce(1, network="10.1", site="CERN")
+    field.announce(2, network="10.2")
+    with pytest.raises(Refused, match=r"10.9.0.4 is in no network of a site of this tracker"):
+        field.announce(3, network="10.9")
+    with pytest.raises(Refused, match=r"the token is for site CERN, 10.2.0.5 is of GSI"):
+        field.announce(4, network="10.2", site="CERN")
+    assert field.tracker.counts("A").by_site == {"CERN": (0, 1), "GSI": (0, 1)}
 
 
 def test_peers_of_no_known_site_see_everybody_who_may_be_seen() -> None:

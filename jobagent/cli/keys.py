@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from pathlib import Path
 
+from jobagent import durable
 from jobagent.central.catalogue.keys import KeyInfo, KeyStore, read_public
+from jobagent.central.services.tokens import MAX_LIFETIME_S, Claims, issue
 from jobagent.cli import managing, reading
 from jobagent.errors import UsageError
+from jobagent.model import namespace_of
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +27,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     token.add_argument("--slot", type=int, default=2, help="id of the key on the token (default 2, PIV slot 9c)")
     token.add_argument("--label", help="label of the token, where there are several")
     managing.keys_argument(token)
+    announce = commands.add_parser("announce", help="issue a token that lets the nodes of a VO into its swarms")
+    announce.add_argument(
+        "name", metavar="NAME", help="the key whose public half the tracker has as [central] token_keys"
+    )
+    announce.add_argument("--vo", required=True, help="as in alice or VO_ALICE")
+    announce.add_argument("--site", default="", help="the site that its bearers are of")
+    announce.add_argument("--hours", type=float, default=24.0, help="how long it is valid (24, at most 168)")
+    announce.add_argument("--output", type=Path, metavar="FILE", help="write it here, mode 600; else it is printed")
+    managing.keys_argument(announce)
     show = commands.add_parser("show", help="list the keys of a directory, or show a public key or certificate")
     show.add_argument("file", metavar="FILE", nargs="?", type=Path, help="key, certificate or directory")
     show.add_argument("--json", action="store_true", help="print JSON")
@@ -35,11 +48,29 @@ def run(args: argparse.Namespace) -> int:
         return _show(args)
     keys = managing.open_keys(args)
     assert keys is not None  # it is needed, so it is there
+    if args.action == "announce":
+        return _announce(args, keys)
     if args.action == "new":
         info = keys.new(args.name, is_encrypted=not args.no_passphrase)
     else:
         info = keys.adopt_token(args.name, slot=args.slot, label=args.label)
     print(f"{info.name} {info.id} ({info.home}); its public half is {keys.directory / info.name}.pub")
+    return 0
+
+
+def _announce(args: argparse.Namespace, keys: KeyStore) -> int:
+    if not 0 < args.hours * 3600 <= MAX_LIFETIME_S:
+        raise UsageError(f"--hours is {args.hours:g}", remedy=f"give at most {MAX_LIFETIME_S // 3600}")
+    namespace = namespace_of(args.vo) if args.vo.upper().startswith("VO_") else args.vo
+    token = issue(Claims(namespace, int(time.time() + args.hours * 3600), args.site), keys.announcing(args.name))
+    if args.output is None:
+        print(token)
+        return 0
+    try:
+        durable.write(args.output, token.encode() + b"\n", mode=0o600)
+    except OSError as error:
+        raise UsageError(f"cannot write {args.output}: {error.strerror}") from error
+    print(f"token for VO {namespace}, valid {args.hours:g} hours, in {args.output}")
     return 0
 
 

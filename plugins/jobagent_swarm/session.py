@@ -12,6 +12,7 @@ import datetime
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,6 +125,14 @@ class Session:
             return False  # that was tried
         self.apply(listen_interfaces=interfaces(self._options.addresses, 0))
         return self._bound.wait(LISTEN_TIMEOUT_S)
+
+    def announce_to(self, trackers: tuple[str, ...]) -> None:
+        """Use these trackers, for the torrents that are there too."""
+        self._options = replace(self._options, trackers=trackers)
+        with self._lock:
+            for handle in self._torrents:
+                handle.replace_trackers([lt.announce_entry(url) for url in trackers])
+                handle.force_reannounce()
 
     def on_tick(self, tick: Callable[[], None]) -> None:
         """Call `tick` in the session's thread at least every half second while alerts come or not."""

@@ -26,6 +26,31 @@ def options_of(config: Config, role: Role) -> Options:
     return Options(role, settings, tuple(a.strip() for a in address.split(",") if a.strip()), trackers)
 
 
+class TokenFile:
+    """Notices when the announce token was replaced: tokens live for hours, a node service for weeks."""
+
+    def __init__(self, config: Config) -> None:
+        self._path = config.get(SwarmSettings).token_file
+        self._seen = self._stamp()
+
+    def has_changed(self) -> bool:
+        """Whether there is another token than at the last call; a file that is gone leaves the old one in use."""
+        stamp = self._stamp()
+        if stamp in {None, self._seen}:
+            return False
+        self._seen = stamp
+        return True
+
+    def _stamp(self) -> tuple[int, int] | None:
+        if self._path == Path():
+            return None
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+
 def _token(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import shutil
@@ -25,6 +26,7 @@ from pathlib import Path
 import libtorrent as lt
 
 from jobagent.plugin import (
+    ConfigurationError,
     Context,
     NoFreePort,
     Order,
@@ -40,7 +42,7 @@ from jobagent_swarm.options import Role
 from jobagent_swarm.reservation import reserve
 from jobagent_swarm.session import LISTEN_TIMEOUT_S, Session, Torrent, load, piece_size_of
 from jobagent_swarm.settings import SwarmSettings
-from jobagent_swarm.site import options_of
+from jobagent_swarm.site import TokenFile, options_of
 
 log = logging.getLogger("jobagent.swarm")
 
@@ -206,9 +208,18 @@ class Swarm:
                     options = dataclasses.replace(options, addresses=self._addresses)
                 self._session = Session(options)
                 self._session.on_tick(self._drop_vanished)
+                self._session.on_tick(functools.partial(self._renew_token, TokenFile(self._context.config)))
                 if not self._session.port(LISTEN_TIMEOUT_S):
                     self._refuse_or_warn(self._session)
             return self._session
+
+    def _renew_token(self, token: TokenFile) -> None:
+        session = self._session
+        if session is not None and token.has_changed():
+            try:
+                session.announce_to(options_of(self._context.config, self._role).trackers)
+            except ConfigurationError as error:
+                self._warn(str(error))
 
     def _refuse_or_warn(self, session: Session) -> None:
         """Where the port range is used up a node can still download through any port, unless its address is wrong."""

@@ -52,8 +52,9 @@ def run(name: str, examples: list[bytes], seconds: int) -> bool:
         limits = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", f"-rss_limit_mb={MAX_MB}", "-timeout=10"]
         command = [sys.executable, "-m", "tests.fuzz", "--target", name, "--directory", str(directory), *limits]
         command += [f"-artifact_prefix=crash-{name}-", str(corpus)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    lines = done.stderr.splitlines()
+        both = subprocess.STDOUT
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=both, text=True, errors="replace", check=False)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("INFO: ")]
     last = [line for line in lines if line.startswith("Done ")]
     print(f"{name:12} {last[-1] if last else 'a finding'}", flush=True)
     if done.returncode:

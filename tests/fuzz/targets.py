@@ -17,7 +17,7 @@ from jobagent import bencode, entry, manifest
 from jobagent.central.packaging import torrents
 from jobagent.central.services import announces, tokens
 from jobagent.central.services.tracker import Refused
-from jobagent.condor.language import ads, environment, jdl, submit
+from jobagent.condor.language import ads, environment, jdl, longform, submit
 from jobagent.errors import JobAgentError
 from jobagent.node import wire
 from jobagent_archives.unpacking import TarUnpacker
@@ -65,8 +65,8 @@ class Targets:
 
     def environment(self, data: bytes) -> None:
         """The environment of a job ad, in both of HTCondor's forms."""
-        refuse(lambda: environment.of_job(data), ValueError)
-        refuse(lambda: environment.parse(text_of(data)))
+        refuse(lambda: environment.of_job(longform.read(data)), ValueError)
+        refuse(lambda: environment.parse(text_of(data)), ValueError)
         refuse(lambda: environment.parse_v1(text_of(data)))
 
     def torrent(self, data: bytes) -> None:

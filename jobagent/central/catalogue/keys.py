@@ -141,6 +141,18 @@ class KeyStore:
         keys = self.keys()
         return [self._signer(keys[i]) for i in dict.fromkeys(key_ids) if i in keys and keys[i].home]
 
+    def announcing(self, name: str) -> Ed25519PrivateKey:
+        """Return the private half of an ed25519 key in a file, to issue announce tokens with.
+
+        Raises:
+            UsageError: It is on a PKCS#11 token, of another kind, or its private half is not here.
+        """
+        info = self.named(name)
+        key = self._private(info.name) if info.home.endswith("file") else None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise UsageError(f"key {name} has no ed25519 private half in a file here", remedy="jobagent keys new")
+        return key
+
     def _info(self, name: str) -> KeyInfo:
         private = self.directory / f"{name}.pem"
         home = ""

@@ -26,19 +26,27 @@ class CentralSettings:
     elected: int = setting(1, "Peers of a site that are told of peers outside, where the site has no seeder.")
     token_keys: tuple[str, ...] = setting((), "Public keys (PEM, ed25519) for announce tokens, as in `alice=FILE`.")
     needs_token: bool = setting(False, "Whether every announce must bring a valid token of the package's VO.")
+    needs_site: bool = setting(
+        False, "Whether an announce must come from a network of `sites`, and from that of the site in its token."
+    )
     busy_interval_s: int = setting(20, "Seconds between announces of a peer that downloads.")
     seeding_interval_s: int = setting(60, "Seconds between announces of a complete peer while others download.")
     idle_interval_s: int = setting(300, "Seconds between announces while nobody downloads.")
     refresh_s: float = setting(30.0, "Seconds between looks at a catalogue that is not on this host.")
 
     def policy(self) -> Policy:
-        """The tracker's policy."""
+        """The tracker's policy; raises ConfigurationError where nobody could meet it."""
+        if self.needs_token and not self.token_keys:
+            raise ConfigurationError("[central] needs_token without token_keys", remedy="name the VOs' keys")
+        if self.needs_site and not self.sites:
+            raise ConfigurationError("[central] needs_site without sites", remedy="name the sites' networks")
         return Policy(
             busy_interval_s=self.busy_interval_s,
             seeding_interval_s=self.seeding_interval_s,
             idle_interval_s=self.idle_interval_s,
             elected=self.elected,
             needs_token=self.needs_token,
+            needs_site=self.needs_site,
         )
 
 

@@ -107,6 +107,7 @@ class Policy:
     max_wanted: int = 100
     elected: int = 1
     needs_token: bool = False
+    needs_site: bool = False
 
 
 class Sites:
@@ -171,13 +172,13 @@ class Tracker:
         """Note the peer and return others for it.
 
         Raises:
-            Refused: The swarm is not in the catalogue, or that cannot be verified, or the token is for another VO.
+            Refused: The swarm is not in the catalogue, or that cannot be verified, or the token is for another VO,
+                or the peer is not of a site that may take part.
         """
         self.announces += 1
         try:
             tracked = self._tracked(announce.infohash)
-            if announce.namespace is not None and announce.namespace != tracked.namespace:
-                raise Refused(f"the token is for VO {announce.namespace}, the package belongs to {tracked.namespace}")
+            self._check_bearer(announce, tracked)
         except Refused:
             self.refusals += 1
             raise
@@ -198,6 +199,16 @@ class Tracker:
         if not peers and not is_complete:
             interval = self.policy.min_interval_s  # it may have come before the seeder did
         return Answer(peers, interval, self.policy.min_interval_s, swarm.complete + len(home), swarm.incomplete)
+
+    def _check_bearer(self, announce: Announce, tracked: Tracked) -> None:
+        if announce.namespace is not None and announce.namespace != tracked.namespace:
+            raise Refused(f"the token is for VO {announce.namespace}, the package belongs to {tracked.namespace}")
+        if self.policy.needs_site:
+            site = self._sites.of(announce.address)
+            if not site:
+                raise Refused(f"{announce.address} is in no network of a site of this tracker")
+            if announce.site not in {"", site}:
+                raise Refused(f"the token is for site {announce.site}, {announce.address} is of {site}")
 
     def scrape(self, infohash: bytes) -> Counts | None:
         """Return the numbers of a swarm, None where it is not tracked; zeros where it is empty.
