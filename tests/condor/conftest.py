@@ -94,8 +94,9 @@ def packages(world: World) -> Packages:
 
 @pytest.fixture(scope="session")
 def site(tree: CondorTree, python: Interpreter, world: World, packages: Packages) -> Iterator[Site]:
-    """The pool that most tests share, as whoever runs the tests."""
-    with Pool(tree, execution_points=0, central_config=equipped.CENTRAL_CONFIG) as pool:
+    """The pool that most tests share, as whoever runs the tests, or unprivileged: $JOBAGENT_TEST_UNPRIVILEGED."""
+    account = accounts.of_user() if os.environ.get("JOBAGENT_TEST_UNPRIVILEGED") else None
+    with Pool(tree, account=account, execution_points=0, central_config=equipped.CENTRAL_CONFIG) as pool:
         points = tuple(equipped.add(pool, name, world, python, wait=False) for name in ("ep1", "ep2"))
         pool.wait_for_machines()
         pool.wait_until(lambda: all(ad.get("JobAgentReady") for ad in pool.machines("JobAgentReady")))

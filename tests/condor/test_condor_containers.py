@@ -31,13 +31,14 @@ def runtime(open_directory: Path) -> Apptainer:
 
 
 @pytest.fixture(scope="module")
-def outside() -> Iterator[Path]:
+def outside(site: Site) -> Iterator[Path]:
     """A directory outside /tmp, which in a container is the job's own: for the packages and the sandboxes."""
     with tempfile.TemporaryDirectory(prefix="ja-", dir="/srv" if os.geteuid() == 0 else Path.home()) as name:
         Path(name).chmod(0o755)
         for part in ("cache", "execute"):
             (Path(name) / part).mkdir()
-        shutil.chown(Path(name) / "execute", accounts.of_daemons().uid, accounts.of_daemons().gid)
+        owner = accounts.of_daemons() if site.pool.account.uid == 0 else site.pool.account
+        shutil.chown(Path(name) / "execute", owner.uid, owner.gid)
         yield Path(name)
 
 
