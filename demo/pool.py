@@ -119,9 +119,9 @@ def show(pool: Pool, work: Path, url: str, root: Path, options: argparse.Namespa
 
 def table_of(ads: Sequence[dict[str, Any]]) -> Table:
     """Return the table of bytes, a line per job."""
-    title = "What each job made its machine download (MB)"
+    title = "What each job made its machine download (MB); cached: there already, or brought by another job meanwhile"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("job", "machine", "exit", "seeder", "neighbours", "web", "cached", "prepare s", "payload s"):
+    for column in ("job", "machine", "exit", "seeder", "neighbours", "web", "cached", "prepare s", "in all s"):
         table.add_column(column, justify="right", no_wrap=True)
     for ad in ads:
         sizes = [f"{ad.get(name, 0) / 1e6:.1f}" for name in ORIGINS]

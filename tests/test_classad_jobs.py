@@ -102,6 +102,7 @@ def test_the_vo_comes_from_the_ad_or_the_proxy():
         ('Cmd = "x"\nnonsense\n', 2, 1, "expected Name = expression"),
         ('Cmd = "x"\nA = (1\n', 2, 5, "( is not closed"),
         ('Cmd = "x"\nA = "1\n', 2, 5, "is not closed"),
+        ('Cmd = "x"\nEnvironment = "A=\'x"\n', 2, 15, "a quote is not closed"),
         ('Cmd = "x"\nA = 1 2\n', 2, 7, "an operator"),
         ('Cmd = "x"\n\nCmd = "y"\n', 3, 1, "second ad"),
         ('Cmd = "x"\nPackages = {"a b"}\n', 2, 12, "a b"),

@@ -138,6 +138,12 @@ def test_an_ad_that_is_too_large_holds_the_job(tmp_path: Path) -> None:
     assert refused["HookStatusCode"] == 214
 
 
+def test_a_reason_names_no_line_of_a_file_that_the_user_never_saw() -> None:
+    told = "line 2, column 12: Packages: package name 'a b' is not of the form"
+    assert hooks.without_place(told) == told.partition(": ")[2]
+    assert hooks.without_place("line 2: x") == "line 2: x"
+
+
 def test_a_fault_of_our_own_does_not_cost_the_user_his_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = printed(run_hook(AD, tmp_path / "none", patience_s="'x'"))  # type: ignore[arg-type]
     assert refused["HookStatusCode"] == hooks.STATUS_OF_BUG

@@ -149,3 +149,4 @@ def test_bad_jobs_are_held_with_a_code_and_a_reason_that_names_cause_and_remedy(
         assert text in event.reason
         assert "; " in event.reason, "no remedy"
         assert "\n" not in event.reason
+        assert "line " not in event.reason, "the user has not seen what the agent reads"

@@ -163,8 +163,14 @@ def _ask(path: str, arguments: dict[str, Any], silence_s: float, patience_s: flo
                 raise Refusal(325, reason) from error
             is_gone = error.kind != "NodeServiceUnavailable" or time.monotonic() - last_sign >= patience_s
             if is_gone or not restarts_left:
-                raise Refusal(error.hook_status, str(error)) from error
+                raise Refusal(error.hook_status, without_place(str(error))) from error
     raise AssertionError("unreachable")
+
+
+def without_place(message: str) -> str:
+    """Return a message without line and column: they are of what `request` wrote, not of the user's file."""
+    where, _, rest = message.partition(": ")
+    return rest if where.startswith("line ") and ", column " in where else message
 
 
 def sentence(found: Mapping[str, longform.Value]) -> str:

@@ -122,8 +122,15 @@ def _arguments(values: Values, statements: Mapping[str, Statement]) -> tuple[str
 
 def _environment(values: Values, statements: Mapping[str, Statement]) -> dict[str, str]:
     if "environment" in statements:
-        return environment.parse(values.string("environment"))
+        return values.located("environment", _variables, values.string("environment"))
     return environment.parse_v1(values.string("env"), values.string("envdelim") or ";")
+
+
+def _variables(text: str) -> dict[str, str]:
+    try:
+        return environment.parse(text)
+    except ValueError as error:
+        raise JobSyntaxError(str(error), remedy="double it to mean itself") from error
 
 
 def _namespace(values: Values) -> str | None:
