@@ -174,7 +174,9 @@ def _watch(experiment: Field, server: Server, clients: Sequence[Client], start: 
     deadline = start + experiment.timeout_s + experiment.arrivals_s
     while time.monotonic() < deadline and any(c.is_busy() for c in clients):
         done = sum(len(c.records) for c in clients)
-        samples.append(Sample(time.monotonic() - start, server.sent_bytes() - sent, done * experiment.package_bytes))
+        with contextlib.suppress(OSError):  # the server is too busy to say it now
+            sent_now = server.sent_bytes() - sent
+            samples.append(Sample(time.monotonic() - start, sent_now, done * experiment.package_bytes))
         time.sleep(0.25)
     return samples
 

@@ -8,6 +8,7 @@ it is removed.  Knows nothing of packages, catalogues and jobs.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import threading
@@ -33,6 +34,7 @@ LOAD_LIMITS = {
 }
 PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
 LISTEN_TIMEOUT_S = 5.0
+PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
 
@@ -45,6 +47,7 @@ class Torrent:
         self.path = path
         self.watcher = watcher
         self.failing_trackers: set[str] = set()
+        self.exchanges_peers = False
 
     def status(self) -> lt.torrent_status:
         """State as libtorrent sees it; a synchronous call of about 0.1 ms."""
@@ -163,7 +166,7 @@ class Session:
         if not self._options.settings.local_discovery:
             parameters.flags |= flags.disable_lsd
         if self._options.trackers or not self._options.settings.peer_exchange:
-            parameters.flags |= flags.disable_pex
+            parameters.flags |= flags.disable_pex  # until no tracker answers
         if is_complete:
             parameters.flags |= flags.seed_mode
         elif is_fresh:
@@ -212,7 +215,7 @@ class Session:
         self._farewell.is_said.wait(CLOSE_WAIT_S)
         self._closing.set()
         session.post_session_stats()  # wakes the pump
-        self._pump.join(CLOSE_WAIT_S)
+        self._pump.join(PUMP_END_S)
         self._torrents.clear()
 
     def _run(self) -> None:
@@ -265,12 +268,13 @@ class Session:
             torrent.failing_trackers.add(alert.url)
         else:
             torrent.failing_trackers.discard(alert.url)
-        if not self._options.settings.peer_exchange:
+        is_alone = torrent.failing_trackers.issuperset(self._options.trackers)
+        if is_alone == torrent.exchanges_peers or not self._options.settings.peer_exchange:
             return
-        if torrent.failing_trackers.issuperset(self._options.trackers):
-            torrent.handle.unset_flags(lt.torrent_flags.disable_pex)
-        else:
-            torrent.handle.set_flags(lt.torrent_flags.disable_pex)
+        torrent.exchanges_peers = is_alone
+        change = torrent.handle.unset_flags if is_alone else torrent.handle.set_flags
+        with contextlib.suppress(RuntimeError):  # it left the session meanwhile
+            change(lt.torrent_flags.disable_pex)
 
 
 def piece_size_of(parameters: lt.add_torrent_params) -> int:
