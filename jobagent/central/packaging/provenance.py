@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from jobagent.errors import PublishError
 from jobagent.model import PackageId
@@ -86,8 +88,22 @@ def _component(component: Component) -> dict[str, Any]:
     if component.sha256:
         item["hashes"] = [{"alg": "SHA-256", "content": component.sha256}]
     if component.source:
-        item["externalReferences"] = [{"type": "distribution", "url": component.source}]
+        item["externalReferences"] = [{"type": "distribution", "url": _reference(component.source)}]
     return item | _licences(component.licence)
+
+
+def _reference(source: str) -> str:
+    """Return `source` as the URI that the format asks for, without the name and password of who fetched it."""
+    if short := re.fullmatch(r"[\w.-]+@([\w.-]+):(.+)", source):  # as git writes what it reaches by ssh
+        source = f"ssh://{short[1]}/{short[2].lstrip('/')}"
+    source = re.sub("%(?![0-9A-Fa-f]{2})", "%25", source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return quote(source)
+    safe = "%/=&~+!$,;'@()*" + (":" if parts.scheme else "")
+    path, query, fragment = (quote(p, safe=safe) for p in (parts.path, parts.query, parts.fragment))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, query, fragment))
 
 
 def _licences(licence: str) -> dict[str, Any]:
