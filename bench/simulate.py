@@ -170,7 +170,7 @@ def report(case: Case) -> dict[str, Any]:
 def tracker_rate(case: Case, announces: int = 2000) -> float:
     """Measure how many announces the tracker's rules answer in a second when all nodes are in the swarm."""
     sites = Sites({f"site{n}": [ipaddress.ip_network((0x0A000000 + (n << 12), 20))] for n in range(case.sites)})
-    tracked = {b"1" * 20: Tracked("A", "alice")}
+    tracked = {b"1" * 20: Tracked("A", frozenset({"alice"}))}
     now = [0.0]
     tracker = Tracker(lambda: tracked, clock=lambda: now[0], choice=random.Random(1), sites=sites, home=lambda key: 1)
     server = ipaddress.ip_address("192.0.2.1")

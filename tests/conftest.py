@@ -7,8 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.acceptance import CASES
+
+settings.register_profile("loaded", deadline=None)  # other tests run at the same time: no time is a long time
+settings.load_profile("loaded")
 
 MATERIAL = Path(__file__).resolve().parents[2] / "shared" / "material"
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from jobagent.central.packaging import torrents
-from jobagent.central.services.watch import legacy_key
+from jobagent.central.services.watch import LEGACY_SUFFIX
 from tests.swarm_field import central, wait_until
 
 SERVER, CLIENT = "10.99.0.1", "10.99.0.2"
@@ -36,7 +36,9 @@ def main() -> int:
         try:
             content, target = published.path.read_bytes(), into / published.path.name
             wait_until(lambda: target.is_file() and target.read_bytes() == content, TIMEOUT_S)
-            wait_until(lambda: services.tracker.counts(legacy_key(published.package)).downloaded == 1, TIMEOUT_S)
+            wait_until(
+                lambda: services.tracker.counts(published.package.key + LEGACY_SUFFIX).downloaded == 1, TIMEOUT_S
+            )
         finally:
             client.terminate()
             client.wait(20)

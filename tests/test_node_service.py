@@ -322,6 +322,34 @@ def test_packages_of_the_same_content_for_two_vos_are_one_on_disk_under_two_name
         assert len(field.fetches()) == 2
 
 
+@pytest.mark.acceptance(20)
+def test_a_ban_by_one_vo_removes_nothing_that_another_uses(tmp_path: Path) -> None:
+    field = Field(tmp_path / "field")
+    field.make(node="refresh_interval_s = 0.2\nsweep_interval_s = 0.2\n")
+    own, other = field.publish("Hello", FILES), field.publish("Hello", FILES, namespace="other")
+    with field.service():
+        for package in (own, other):
+            answer = field.ask("prepare", packages=[str(package.id)], job_id="1.0")
+            field.ask("release", id=answer["id"])
+        tree = Path(answer["packages"][0]["tree"])  # type: ignore[index]
+        field.ask("pin", packages=[str(own.id)])
+        field.ban(other)
+
+        def is_refused() -> bool:
+            try:
+                field.ask("release", id=field.ask("prepare", packages=[str(other.id)], job_id="2.0")["id"])
+            except ServiceError as error:
+                return error.kind == "PackageBanned"
+            return False
+
+        until(is_refused)
+        sweeps = field.ask("prepare", packages=[str(own.id)], job_id="3.0")
+        assert sweeps["packages"][0]["cache_hit"] and tree.is_dir()  # type: ignore[index]
+        field.ask("release", id=sweeps["id"])
+        field.ban(own)
+        until(lambda: not tree.exists())
+
+
 def offer(field: Field, content: bytes, *, name: str = "events.root") -> tuple[str, str]:
     """Make a torrent of a file that the field's transport delivers; return it as base64, and the cache's key."""
     source = field.directory / name

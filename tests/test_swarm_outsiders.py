@@ -16,7 +16,7 @@ from pathlib import Path
 import libtorrent as lt
 import pytest
 
-from jobagent.central.services.watch import legacy_key
+from jobagent.central.services.watch import LEGACY_SUFFIX
 from tests.conftest import need
 from tests.swarm_field import Central, Published, address, agents, central, wait_until
 
@@ -59,7 +59,7 @@ def test_aria2c_fetches_from_our_tracker_and_seeder_and_gives_to_another(tmp_pat
         first, second = tmp_path / "first", tmp_path / "second"
         client = subprocess.Popen(aria2c(torrent, first, "--seed-ratio=0"), stdout=subprocess.DEVNULL)
         try:
-            wait_until(lambda: services.tracker.counts(legacy_key(published.package)).downloaded == 1, 30)
+            wait_until(lambda: services.tracker.counts(published.package.key + LEGACY_SUFFIX).downloaded == 1, 30)
             assert services.seeder is not None
             services.seeder.close()
             done = subprocess.run(

@@ -38,9 +38,9 @@ class Field:
     def __init__(self, *, sites: Sites | None = None, policy: Policy | None = None, home: int = 0) -> None:
         self.now = 1000.0
         self.allowed: Mapping[bytes, Tracked] | None = {
-            V1: Tracked("A", "alice"),
-            V2: Tracked("A", "alice"),
-            OTHER: Tracked("B", "atlas"),
+            V1: Tracked("A", frozenset({"alice"})),
+            V2: Tracked("A", frozenset({"alice"})),
+            OTHER: Tracked("B", frozenset({"atlas"})),
         }
         self.tracker = Tracker(
             lambda: self.allowed,
@@ -105,7 +105,7 @@ def test_tracker_without_a_verified_list_tracks_nothing(allowed: Mapping[bytes, 
 def test_withdrawn_permission_ends_a_swarm_at_once() -> None:
     field = Field()
     field.announce(1)
-    field.allowed = {OTHER: Tracked("B", "atlas")}
+    field.allowed = {OTHER: Tracked("B", frozenset({"atlas"}))}
     with pytest.raises(Refused):
         field.announce(1)
 

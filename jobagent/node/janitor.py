@@ -125,17 +125,30 @@ class Seeding:
 
 
 def evict_banned(cache: Cache, catalogue: Catalogue) -> list[Package]:
-    """Remove packages that their VO banned and nobody leases; return them."""
+    """Remove packages that their VO banned and nobody leases; return them.
+
+    What several VOs signed stays while one of them has not banned it: no VO may take from another.
+    """
+    by_key: dict[str, list[Package]] = {}
+    for installed in cache.installed():
+        by_key.setdefault(installed.package.key, []).append(installed.package)
     gone = []
-    for installed in list(cache.installed()):
-        package = installed.package
-        versions = catalogue.versions(package.id.namespace, package.id.name)
-        banned = [v for v in versions if v.key == package.key and v.state is PackageState.BANNED]
-        if banned and isinstance(cache, ManagedCache):
-            cache.pin(package.key, is_pinned=False)  # a site keeps what it likes, not what is dangerous
-        if banned and cache.evict(package.key):
-            log.warning(
-                "package %s was banned (%s) and is removed", package.id, banned[0].reason or "no reason given"
-            )
-            gone.append(package)
+    for key, packages in by_key.items():
+        bans = [_ban_of(package, catalogue) for package in packages]
+        if not all(bans):
+            continue
+        if isinstance(cache, ManagedCache):
+            cache.pin(key, is_pinned=False)  # a site keeps what it likes, not what is dangerous
+        if cache.evict(key):
+            for package, ban in zip(packages, bans, strict=True):
+                log.warning("package %s was banned (%s) and is removed", package.id, ban)
+            gone += packages
     return gone
+
+
+def _ban_of(package: Package, catalogue: Catalogue) -> str:
+    """Why a package is banned; empty where it is not."""
+    for version in catalogue.versions(package.id.namespace, package.id.name):
+        if version.key == package.key and version.state is PackageState.BANNED:
+            return version.reason or "no reason given"
+    return ""

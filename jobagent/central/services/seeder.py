@@ -87,16 +87,16 @@ class CatalogueSeeder:
         """Make what is seeded equal to the snapshot; without one nothing new is seeded and nothing is taken away."""
         if snapshot is None:
             return
-        wanted = {package.key: package for package in snapshot.packages}
         with self._lock:
-            for key in self._seeded.keys() - wanted.keys():
-                self._withdraw(self._seeded.pop(key))
-            for key in wanted.keys() - self._seeded.keys():
-                if self._seed(wanted[key], catalogue):
-                    self._seeded[key] = wanted[key]
+            for key in self._seeded.keys() - snapshot.swarms.keys():
+                self._withdraw(key, self._seeded.pop(key))
+            for key in snapshot.swarms.keys() - self._seeded.keys():
+                package = next((p for p in snapshot.swarms[key] if self._seed(key, p, catalogue)), None)
+                if package is not None:
+                    self._seeded[key] = package
 
     def seeded(self) -> Mapping[str, Package]:
-        """What is offered now, by digest."""
+        """What is offered now, by the key of its swarm."""
         with self._lock:
             return dict(self._seeded)
 
@@ -124,12 +124,12 @@ class CatalogueSeeder:
         self._swarm.close()
         self._dealing.close()
 
-    def _withdraw(self, package: Package) -> None:
+    def _withdraw(self, key: str, package: Package) -> None:
         if self._announcer is not None:
             self._announcer.withdraw(infohashes_of(package))
-        self._dealing.withdraw(package.key)
-        self._swarm.unseed(package.key + LEGACY_SUFFIX)
-        self._legacy.discard(package.key + LEGACY_SUFFIX)
+        self._dealing.withdraw(key)
+        self._swarm.unseed(key + LEGACY_SUFFIX)
+        self._legacy.discard(key + LEGACY_SUFFIX)
         log.info("no longer seeding %s", package.id)
 
     def _seed_legacy(self, package: Package, key: str) -> None:
@@ -144,7 +144,7 @@ class CatalogueSeeder:
         except (JobAgentError, OSError) as error:
             log.error("cannot seed %s for old clients: %s", package.id, error)
 
-    def _seed(self, package: Package, catalogue: Catalogue) -> bool:
+    def _seed(self, key: str, package: Package, catalogue: Catalogue) -> bool:
         archive = self._directory / "archives" / package.key / package.archive.file_name
         try:
             if package.key not in self._refused and not has_digest(archive, package.key):
@@ -154,7 +154,7 @@ class CatalogueSeeder:
                 return False
             piece_size = torrents.check(catalogue.torrent(package.archive)).piece_size
             size, infohashes = package.archive.size_bytes, infohashes_of(package)
-            self._dealing.offer(package.key, archive, infohashes, size, piece_size)
+            self._dealing.offer(key, archive, infohashes, size, piece_size)
             if self._announcer is not None:
                 self._announcer.offer(infohashes, size)
         except (JobAgentError, OSError) as error:

@@ -105,7 +105,8 @@ class SiteSeeder:
     def _update(self, snapshot: Snapshot | None) -> None:
         """Take the new catalogue; without one what is offered stays."""
         if snapshot is not None:
-            self._packages = {p.key: p for p in snapshot.packages}
+            # what is kept is found by its digest: swarms whose key is another one are left to the central seeder
+            self._packages = {group[0].key: group[0] for key, group in snapshot.swarms.items() if key == group[0].key}
 
     def _run(self) -> None:
         while True:

@@ -80,10 +80,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """A swarm that may exist: `key` joins its v1 and v2 infohashes, `namespace` is the VO that signed it."""
+    """A swarm that may exist: `key` joins its v1 and v2 infohashes, `namespaces` are the VOs that signed it."""
 
     key: str
-    namespace: str
+    namespaces: frozenset[str]
 
 
 Home = Callable[[str], int]
@@ -201,8 +201,9 @@ class Tracker:
         return Answer(peers, interval, self.policy.min_interval_s, swarm.complete + len(home), swarm.incomplete)
 
     def _check_bearer(self, announce: Announce, tracked: Tracked) -> None:
-        if announce.namespace is not None and announce.namespace != tracked.namespace:
-            raise Refused(f"the token is for VO {announce.namespace}, the package belongs to {tracked.namespace}")
+        if announce.namespace is not None and announce.namespace not in tracked.namespaces:
+            owners = ", ".join(sorted(tracked.namespaces))
+            raise Refused(f"the token is for VO {announce.namespace}, the package belongs to {owners}")
         if self.policy.needs_site:
             site = self._sites.of(announce.address)
             if not site:

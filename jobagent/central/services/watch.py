@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from jobagent.central.packaging import torrents
@@ -28,11 +29,18 @@ class Snapshot:
     """All packages of a verified catalogue that may be distributed; banned ones are left out.
 
     `tracked` is by 20-byte infohash: v1, v2 truncated (BEP 52), and that of the v1-only torrent for old clients.
+    `swarms` are the packages of each swarm by its key, as `swarms_of` says.
     """
 
     freshness: Freshness
     packages: tuple[Package, ...]
     tracked: Mapping[bytes, Tracked] = field(default_factory=dict)
+    swarms: Mapping[str, tuple[Package, ...]] = field(default_factory=dict)
+
+    def listed(self) -> Iterator[tuple[Package, str]]:
+        """Yield each package and the key of its swarm."""
+        for package in self.packages:
+            yield package, package.key if package.key in self.swarms else package.archive.infohash_v2
 
 
 def infohashes_of(package: Package) -> list[bytes]:
@@ -41,9 +49,21 @@ def infohashes_of(package: Package) -> list[bytes]:
     return [bytes.fromhex(h)[:20] for h in (archive.infohash_v2, archive.infohash_v1) if h]
 
 
-def legacy_key(package: Package) -> str:
-    """The key of the swarm of a package's v1-only torrent."""
-    return package.key + LEGACY_SUFFIX
+def swarms_of(packages: Iterable[Package]) -> dict[str, tuple[Package, ...]]:
+    """Join packages that are one torrent, whichever VOs signed them, by the key of their swarm.
+
+    The key is the archive's digest.  Where digests and torrents do not go together one to one it is the v2 infohash:
+    a VO that signs other torrents for the bytes of another's package, or other bytes for its torrent, changes nothing
+    for that one.
+    """
+    by_infohash: dict[str, list[Package]] = {}
+    for package in packages:
+        by_infohash.setdefault(package.archive.infohash_v2, []).append(package)
+    digests = Counter(digest for group in by_infohash.values() for digest in {p.key for p in group})
+    return {
+        group[0].key if len({p.key for p in group}) == 1 == digests[group[0].key] else infohash: tuple(group)
+        for infohash, group in by_infohash.items()
+    }
 
 
 def take(catalogue: Catalogue, legacy_of: Callable[[Package], str] = lambda package: "") -> Snapshot:
@@ -59,12 +79,28 @@ def take(catalogue: Catalogue, legacy_of: Callable[[Package], str] = lambda pack
         for package in catalogue.versions(namespace, name)
         if package.state is not PackageState.BANNED
     ]
+    swarms = swarms_of(packages)
+    claims = Counter(v1 for group in swarms.values() for v1 in {p.archive.infohash_v1 for p in group})
     tracked: dict[bytes, Tracked] = {}
-    for package in packages:
-        tracked |= dict.fromkeys(infohashes_of(package), Tracked(package.key, package.id.namespace))
-        if legacy := legacy_of(package):
-            tracked[bytes.fromhex(legacy)] = Tracked(legacy_key(package), package.id.namespace)
-    return Snapshot(freshness, tuple(packages), tracked)
+    for key, group in swarms.items():
+        namespaces = frozenset(p.id.namespace for p in group)
+        for package in group:
+            is_torrent_its_own = claims[package.archive.infohash_v1] == 1 or _has_torrent(catalogue, package)
+            known = infohashes_of(package)[: 2 if is_torrent_its_own else 1]
+            tracked |= dict.fromkeys(known, Tracked(key, namespaces))
+            if legacy := legacy_of(package):
+                tracked[bytes.fromhex(legacy)] = Tracked(key + LEGACY_SUFFIX, namespaces)
+    return Snapshot(freshness, tuple(packages), tracked, swarms)
+
+
+def _has_torrent(catalogue: Catalogue, package: Package) -> bool:
+    """Whether there is a torrent with both infohashes: what a VO signs for another's v1 infohash has none."""
+    try:
+        catalogue.torrent(package.archive)
+    except JobAgentError as error:
+        log.warning("%s is not tracked by its v1 infohash, which another package has: %s", package.id, error)
+        return False
+    return True
 
 
 class CatalogueWatch:

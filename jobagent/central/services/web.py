@@ -168,8 +168,8 @@ def status(services: Services, seeder: Mapping[str, float]) -> dict[str, object]
     snapshot = services.watch.snapshot()
     seeded = services.seeder.seeded() if services.seeder else {}
     packages = []
-    for package in snapshot.packages if snapshot else ():
-        counts = services.tracker.counts(package.key) if services.tracker else None
+    for package, swarm in snapshot.listed() if snapshot else ():
+        counts = services.tracker.counts(swarm) if services.tracker else None
         packages.append(
             {
                 "package": str(package.id),
@@ -180,7 +180,7 @@ def status(services: Services, seeder: Mapping[str, float]) -> dict[str, object]
                 "sha256": package.key,
                 "size_bytes": package.archive.size_bytes,
                 "infohash_v2": package.archive.infohash_v2,
-                "is_seeded": package.key in seeded,
+                "is_seeded": swarm in seeded,
                 "complete": counts.complete if counts else 0,
                 "incomplete": counts.incomplete if counts else 0,
                 "downloaded": counts.downloaded if counts else 0,
@@ -227,8 +227,8 @@ def metrics(services: Services, seeder: Mapping[str, float]) -> str:
         family("tracker_refusals_total", "counter", {"": tracker.refusals})
         family("tracker_peers", "gauge", {"": tracker.peer_count})
         counted = {
-            f'{{package="{package.id}",platform="{_escaped(package.platform)}"}}': tracker.counts(package.key)
-            for package in (snapshot.packages if snapshot else ())
+            f'{{package="{package.id}",platform="{_escaped(package.platform)}"}}': tracker.counts(swarm)
+            for package, swarm in (snapshot.listed() if snapshot else ())
         }
         family("swarm_complete", "gauge", {k: c.complete for k, c in counted.items()})
         family("swarm_incomplete", "gauge", {k: c.incomplete for k, c in counted.items()})
