@@ -17,6 +17,8 @@ from jobagent.testing.interpreter import Interpreter
 from jobagent.testing.pool import Pool
 from jobagent.testing.world import World
 
+# Held transfers are looked at and released sooner than at a site.
+QUICK = "PERIODIC_EXPR_INTERVAL = 2\nMAX_PERIODIC_EXPR_INTERVAL = 2\nJOBAGENT_RELEASE_S = 3\n"
 HELLO = "#!/bin/sh\necho hello from tool 1, $(wc -c < $BASE_ROOT/share/base.txt) bytes of base\n"
 
 
@@ -96,7 +98,7 @@ def packages(world: World) -> Packages:
 def site(tree: CondorTree, python: Interpreter, world: World, packages: Packages) -> Iterator[Site]:
     """The pool that most tests share, as whoever runs the tests, or unprivileged: $JOBAGENT_TEST_UNPRIVILEGED."""
     account = accounts.of_user() if os.environ.get("JOBAGENT_TEST_UNPRIVILEGED") else None
-    with Pool(tree, account=account, execution_points=0, central_config=equipped.CENTRAL_CONFIG) as pool:
+    with Pool(tree, account=account, execution_points=0, central_config=QUICK + equipped.CENTRAL_CONFIG) as pool:
         points = tuple(equipped.add(pool, name, world, python, wait=False) for name in ("ep1", "ep2"))
         pool.wait_for_machines()
         pool.wait_until(lambda: all(ad.get("JobAgentReady") for ad in pool.machines("JobAgentReady")))

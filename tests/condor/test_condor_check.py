@@ -17,7 +17,7 @@ from condor_site import Site
 from jobagent.condor.execution_point import doctor
 from jobagent.condor.execution_point.configure import ROLES, Installation, plan, template, write
 from jobagent.condor.execution_point.doctor import Disk, Facts, Level, Web
-from jobagent.condor.execution_point.facts import parameters_of
+from jobagent.condor.execution_point.facts import last_line, parameters_of
 from jobagent.errors import ConfigurationError
 from jobagent.testing import equipped
 from jobagent.testing.equipped import EquippedPoint
@@ -46,6 +46,7 @@ def healthy(tmp_path: Path) -> Facts:
         "STARTER_DEFAULT_JOB_HOOK_KEYWORD": "JOBAGENT",
         "FILETRANSFER_PLUGINS": str(installation.libexec / "transfer"),
         "CHIRP_DELAYED_UPDATE_PREFIX": "Chirp*, JobAgent*",
+        "STARTER.PIPE_BUFFER_MAX": "2097152",
         "START": "(true) && (MY.JobAgentReady =?= true)",
         "EXECUTE": str(tmp_path / "execute"),
         "CONDOR_IDS": f"{os.geteuid()}.{os.getegid()}",
@@ -220,6 +221,15 @@ def test_a_running_machine_is_enabled_by_one_command_and_a_reconfig(site: Site, 
     new.ask("hello")
     site.pool.wait_until(lambda: any(ad.get("JobAgentReady") for ad in site.pool.machines() if ad["EPName"] == "new"))
     assert [f for f in check(new) if f["level"] == "error"] == []
+
+
+def test_why_the_node_service_does_not_start_is_the_end_of_its_log(healthy: Facts, tmp_path: Path) -> None:
+    log = tmp_path / "JobAgentLog"
+    log.write_bytes(b"x" * 20_000 + b"\nearlier\njobagent: [node] user is 'ghost', which does not exist\n\n")
+    gone = {"status": None, "service_error": "no answer", "service_log_end": last_line(log)}
+    (finding,) = doctor.service(dataclasses.replace(healthy, **gone))  # type: ignore[arg-type]
+    assert finding.message == "no answer; its log ends with: jobagent: [node] user is 'ghost', which does not exist"
+    assert last_line(tmp_path / "none") == ""
 
 
 def check(point: EquippedPoint) -> list[dict[str, str]]:

@@ -140,7 +140,10 @@ def test_a_node_that_fails_jobs_says_so_and_gets_no_more_of_them(
     assert job["NumShadowStarts"] == 1
     plain = site.submit(for_point("cutoff"), shell="true")
     assert site.pool.jobs.wait(plain)[0].kind == joblog.TERMINATED, "jobs without packages still run there"
-    site.pool.central.tool("condor_rm", str(cluster))
+    cutoff.settings.write_text(cutoff.settings.read_text().replace("http://127.0.0.1:9", site.world.url))
+    kill(cutoff.service_pid)
+    (event,) = site.pool.jobs.wait(cluster)
+    assert event.kind == joblog.TERMINATED, "the job does not run once the catalogue is back"
 
 
 def _reasons(site: Site, name: str) -> list[str]:

@@ -138,6 +138,18 @@ def test_an_ad_that_is_too_large_holds_the_job(tmp_path: Path) -> None:
     assert refused["HookStatusCode"] == 214
 
 
+@pytest.mark.parametrize(("size", "told", "status"), [(9000, [], 0), (10_240, [], 324), (10_240, ["20000"], 0),
+                                                     (20_000, ["20000"], 214)])  # fmt: skip
+def test_what_the_starter_would_cut_is_refused(size: int, told: list[str], status: int) -> None:
+    try:
+        hooks.check_size("x" * (size - 1), told)
+    except hooks.Refusal as refusal:
+        assert refusal.status == status
+        assert str(size) in str(refusal)
+    else:
+        assert status == 0
+
+
 def test_a_reason_names_no_line_of_a_file_that_the_user_never_saw() -> None:
     told = "line 2, column 12: Packages: package name 'a b' is not of the form"
     assert hooks.without_place(told) == told.partition(": ")[2]

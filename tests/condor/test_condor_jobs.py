@@ -42,11 +42,15 @@ def test_payloads_of_every_kind_find_their_software_and_keep_their_own_environme
     program = b"#!/usr/bin/env python3\nimport greeting\nprint(greeting.WORD)\n"
     by_script = site.submit("executable = run.sh", own, packages=tool, **{"run.sh": script})
     by_python = site.submit("executable = run.py", packages=tool, **{"run.py": program})
+    by_long = site.submit(
+        f'environment = "LONG={"x" * 20_000}"', packages=tool, shell="hello; test ${#LONG} = 20000 && echo whole"
+    )
     by_binary = site.submit("executable = /usr/bin/env", packages=f'"{site.packages.base}, {site.packages.tool}"')
-    for cluster in (by_script, by_python, by_binary):
+    for cluster in (by_script, by_python, by_long, by_binary):
         assert site.pool.jobs.wait(cluster)[0].fields["ReturnValue"] == 0
     assert site.output(by_script) == "hello from tool 1, 1000 bytes of base\na 'quoted' word 1\n"
     assert site.output(by_python) == "hello\n"
+    assert site.output(by_long).endswith("base\nwhole\n")
     variables = dict(line.split("=", 1) for line in site.output(by_binary).splitlines() if "=" in line)
     assert variables["ALIEN_PACKAGES"] == f"{site.packages.base} {site.packages.tool}"
     assert variables["ALIEN_PROC_ID"] == f"{by_binary}.0"
@@ -119,6 +123,7 @@ def test_any_job_gets_data_by_torrent_and_a_reason_where_it_cannot(site: Site, w
         f"transfer_input_files = torrent:///{site.packages.data}", shell="wc -c < VO_ALICE@Conditions::2026"
     )
     by_url = site.submit(f"transfer_input_files = torrent://{web}/x.torrent", shell="test -s x.torrent")
+    late = site.submit(f"transfer_input_files = torrent://{web}/late.torrent", shell="test -s late.torrent")
     bad = {
         site.submit(f"transfer_input_files = torrent://{web}/bad.torrent", shell="true"): "torrent",
         site.submit(f"transfer_input_files = torrent://{web}/gone.torrent", shell="true"): "404",
@@ -137,6 +142,11 @@ def test_any_job_gets_data_by_torrent_and_a_reason_where_it_cannot(site: Site, w
         assert event.fields["HoldReasonSubCode"] // 256 >= 200, "the sub-code is the error's exit code"
         assert text in event.reason, event.reason
     site.pool.central.tool("condor_rm", *map(str, bad))
+    (event,) = site.pool.jobs.wait(late, {joblog.HELD})
+    assert 220 <= event.fields["HoldReasonSubCode"] // 256 < 240, event.reason
+    (tmp_path / "late.torrent").write_bytes(torrent.read_bytes())
+    (event,) = site.pool.jobs.wait(late, {joblog.TERMINATED})
+    assert event.fields.get("ReturnValue") == 0, "the job was not tried again"
 
 
 def test_bad_jobs_are_held_with_a_code_and_a_reason_that_names_cause_and_remedy(

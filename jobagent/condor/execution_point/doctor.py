@@ -79,6 +79,8 @@ class Facts:
     socket_mode: int = 0o600
     status: Mapping[str, Any] | None = None
     service_error: str = ""
+    service_log: str = ""
+    service_log_end: str = ""  # its last line, where the service does not answer
     disks: Sequence[Disk] = ()
     webs: Sequence[Web] = ()
     port_error: str = ""
@@ -130,6 +132,7 @@ def settings(facts: Facts) -> Iterator[Finding]:
         "STARTER_DEFAULT_JOB_HOOK_KEYWORD": "JOBAGENT" in _keyword(facts),
         "FILETRANSFER_PLUGINS": any(Path(p) == _ours(facts, "transfer") for p in facts.words("FILETRANSFER_PLUGINS")),
         "CHIRP_DELAYED_UPDATE_PREFIX": "JobAgent*" in facts.words("CHIRP_DELAYED_UPDATE_PREFIX"),
+        "STARTER.PIPE_BUFFER_MAX": bool(facts.words("STARTER.PIPE_BUFFER_MAX")),
         "START": "JobAgentReady" in facts.parameters.get("START", ""),
     }
     missing = [parameter for parameter, is_there in wanted.items() if not is_there]
@@ -216,7 +219,9 @@ def security(facts: Facts) -> Iterator[Finding]:
 def service(facts: Facts) -> Iterator[Finding]:
     """The node service answers and is ready."""
     if facts.status is None:
-        yield Finding("node service", Level.ERROR, facts.service_error, "start HTCondor, or see its log")
+        end = f"; its log ends with: {facts.service_log_end}" if facts.service_log_end else ""
+        remedy = f"start HTCondor, or see {facts.service_log or 'its log'}"
+        yield Finding("node service", Level.ERROR, facts.service_error + end, remedy)
     elif not facts.status["ready"]:
         yield Finding(
             "node service", Level.ERROR, f"not ready: {facts.status['reason']}", "mend what the reason names"

@@ -26,6 +26,7 @@ from jobagent.node.service import socket_of
 TOOL_TIMEOUT_S = 20.0
 WEB_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 8 << 20
+LOG_END_BYTES = 8 << 10
 _NOBODY = 65534  # of every Linux
 
 
@@ -44,6 +45,8 @@ def gather(config: Config) -> Facts:
         socket_mode=config.get(NodeSettings).socket_mode,
         status=status,
         service_error=service_error,
+        service_log=parameters.get("JOBAGENT_LOG", ""),
+        service_log_end=last_line(Path(parameters.get("JOBAGENT_LOG", ""))) if status is None else "",
         disks=tuple(_disks(parameters, status)),
         webs=webs,
         swarm=swarm,
@@ -94,6 +97,17 @@ def _service(config: Config) -> tuple[Mapping[str, Any] | None, str]:
         return client.ask(str(socket_of(config.get(NodeSettings))), "status", timeout_s=WEB_TIMEOUT_S), ""
     except client.ServiceError as error:
         return None, str(error)
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log that is not empty; nothing where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_END_BYTES))
+            lines = stream.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((one_line(line, limit=500) for line in reversed(lines) if line.strip()), "")
 
 
 def _disks(parameters: Mapping[str, str], status: Mapping[str, Any] | None) -> Iterator[Disk]:

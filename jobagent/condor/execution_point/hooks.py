@@ -16,6 +16,7 @@ from jobagent.condor.language import attributes, longform
 
 MAX_AD_BYTES = 16 << 20
 MAX_MESSAGE_CHARACTERS = 900  # of a HoldReason; the starter adds its own words
+CONDORS_OUTPUT_MAX = 10_240  # bytes of a hook's output that the starter reads unless PIPE_BUFFER_MAX says more
 MAX_RESTARTS = 5  # of the node service during one prepare: more is no accident
 STATUS_OF_BUG = 370  # EX_SOFTWARE, and the job runs elsewhere: a fault of ours must not cost the user his job
 # What the node service needs to know of the job; the rest of an ad may be large, and is nobody's business.
@@ -31,7 +32,7 @@ SENT_ATTRIBUTES = (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 
@@ -60,7 +61,9 @@ def main(socket_path: str, *, silence_s: float = 60.0, patience_s: float = 60.0,
             raise Refusal(
                 214, f"the job ad has more than {MAX_AD_BYTES >> 20} MB; shorten the job's arguments or lists"
             )
-        print(prepared(ad, socket_path, silence_s, patience_s, limit_s), flush=True)
+        answer = prepared(ad, socket_path, silence_s, patience_s, limit_s)
+        check_size(answer, sys.argv[1:])
+        print(answer, flush=True)
     except Refusal as refusal:
         print(refused(refusal.status, str(refusal)), flush=True)
     except Exception as error:  # noqa: BLE001 - the process border
@@ -83,6 +86,17 @@ def prepared(ad: longform.Ad, socket_path: str, silence_s: float, patience_s: fl
     _tell_starter(found, sentence(found) if is_logged else "")
     lines = [longform.assignment("Environment", environment.render(changed))]
     return "\n".join(lines + [longform.assignment(name, value) for name, value in found.items()])
+
+
+def check_size(answer: str, words: Sequence[str]) -> None:
+    """Raise Refusal where the starter would read but a part of the answer; the settings tell its limit as `words`."""
+    size = len(answer.encode("utf-8", "surrogateescape")) + 1
+    told = int(words[0]) if words else 0
+    if size >= (told or CONDORS_OUTPUT_MAX):
+        text = f"the job's environment with that of its packages has {size} bytes, and the starter reads"
+        if told:
+            raise Refusal(214, f"{text} {told}; set fewer or shorter variables in environment, or no getenv")
+        raise Refusal(324, f"{text} {CONDORS_OUTPUT_MAX}; run jobagent condor configure again, then condor_reconfig")
 
 
 def request(ad: longform.Ad, variables: Mapping[str, str]) -> dict[str, Any]:
