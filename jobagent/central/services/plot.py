@@ -9,6 +9,10 @@ from pathlib import Path
 
 from jobagent.errors import SiteError, UsageError
 
+MARGIN = 0.1  # of the time until the last byte
+RATE_POINTS = 60
+MIN_WINDOW_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -56,6 +60,7 @@ def plot_traffic(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SiteError("matplotlib is not installed", remedy="pip install 'jobagent[plot]'") from error
+    samples = _until_the_end(samples)
     start = samples[0].time_s
     times = [s.time_s - start for s in samples]
     server = [s.server_bytes / 1e6 for s in samples]
@@ -65,19 +70,38 @@ def plot_traffic(
     total.fill_between(times, everything, server, color="#1a7f8c", alpha=0.35, lw=0, label="from neighbours")
     total.fill_between(times, server, color="#c2571a", alpha=0.8, lw=0, label="from the server")
     total.set_ylabel("MB delivered")
-    total.set_title(title, loc="left", fontsize="medium")
-    total.legend(loc="upper left", frameon=False)
-    rate.plot(times[1:], _rates(times, everything), color="#1a7f8c", label="all clients")
-    rate.plot(times[1:], _rates(times, server), color="#c2571a", label="server")
-    rate.set_xlabel("s")
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    window_s = max(MIN_WINDOW_S, times[-1] / RATE_POINTS)
+    rate.plot(*_rates(times, everything, window_s), color="#1a7f8c", label="to all clients")
+    rate.plot(*_rates(times, server, window_s), color="#c2571a", label="from the server")
+    rate.set_xlabel("seconds")
     rate.set_ylabel("MB/s")
     for axes in (total, rate):
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize="small")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
     figure.savefig(path, format="png", dpi=130)
 
 
-def _rates(times: Sequence[float], values: Sequence[float]) -> list[float]:
-    pairs = zip(zip(times, values, strict=True), zip(times[1:], values[1:], strict=True), strict=False)
-    return [max(0.0, (v1 - v0) / max(t1 - t0, 1e-9)) for (t0, v0), (t1, v1) in pairs]
+def _until_the_end(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Leave out what comes after the last byte, but for a little: it would press the rest together."""
+    last = samples[-1]
+    end = next(
+        i
+        for i, s in enumerate(samples)
+        if (s.server_bytes, s.received_bytes) == (last.server_bytes, last.received_bytes)
+    )
+    end_s = samples[end].time_s + MARGIN * (samples[end].time_s - samples[0].time_s)
+    return [s for s in samples if s.time_s <= end_s] if end else samples
+
+
+def _rates(times: Sequence[float], values: Sequence[float], window_s: float) -> tuple[list[float], list[float]]:
+    """Return the middles of windows and the mean rates in them."""
+    middles, rates, first = [], [], 0
+    for i, now in enumerate(times):
+        if now - times[first] >= window_s or (i == len(times) - 1 and i > first):
+            middles.append((times[first] + now) / 2)
+            rates.append(max(0.0, (values[i] - values[first]) / max(now - times[first], 1e-9)))
+            first = i
+    return middles, rates
