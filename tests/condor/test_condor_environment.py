@@ -89,6 +89,7 @@ def test_values_become_expressions_that_htcondor_evaluates_to_the_same() -> None
 
 
 @pytest.mark.parametrize("value", ["a\nJobStatus = 3", "a\0b", ("a\\", "b"), ('a", "b',)])
+@pytest.mark.acceptance(35)
 def test_a_value_that_would_break_out_of_its_line_is_refused(value: longform.Value) -> None:
     with pytest.raises(ValueError, match="cannot be said"):
         longform.literal(value)
