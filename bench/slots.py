@@ -47,10 +47,12 @@ from jobagent_sharedcache import SharedCache, SharedCacheSettings
 PACKAGE_MB = 16
 FILES = 600
 REAL_NAME, REAL_VERSIONS = "pythia8mc", ("8.317.1", "8.317.2")
-MAX_AGENTS = 64  # processes of `jobagent run` at once: more than that, and two cores measure only themselves
 LIMIT_S = 900.0
 POLL_S = 0.02
-PAYLOAD = '#!/bin/sh\ndate +%s.%N > "$HOME/started.$$"\nwhile [ ! -e "$HOME/go" ]; do sleep 0.1; done\n'
+PAYLOAD = """#!/bin/sh
+date +%s.%N > "$(mktemp "$HOME/started.XXXXXXXX")"
+while [ ! -e "$HOME/go" ]; do sleep 0.1; done
+"""
 
 
 def main() -> int:
@@ -79,11 +81,8 @@ def measure(directory: Path, counts: list[int], *, is_full: bool) -> dict[str, A
     rows: list[dict[str, Any]] = []
     with world.serving():
         for count in counts:
-            if count <= MAX_AGENTS:
-                rows.append(run_jobs(world, directory, package, count, "private", ""))
-                rows.append(
-                    run_jobs(world, directory, package, count, "shared", shared(directory / f"shared-{count}"))
-                )
+            rows.append(run_jobs(world, package, count))
+            rows.append(run_jobs(world, package, count, directory / f"shared-{count}"))
             rows.append(ask_service(world, directory, package, count))
         figures: dict[str, Any] = {"package_mb": PACKAGE_MB, "files": FILES, "cpus": os.cpu_count(), "slots": rows}
         figures |= warm_prepare(world, directory, package)
@@ -104,9 +103,9 @@ def shared(root: Path) -> str:
 # --- jobs
 
 
-def run_jobs(world: World, directory: Path, package: str, count: int, way: str, extra: str) -> dict[str, Any]:
-    """Run `count` jobs as processes of their own."""
-    node = world.node(extra, sections={"job": 'sandbox = "none"\n'})
+def run_jobs(world: World, package: str, count: int, root: Path | None = None) -> dict[str, Any]:
+    """Run `count` jobs as processes of their own, with a shared cache in `root` or without one."""
+    node = world.node(shared(root) if root else "")
     job = node.scratch / "job.jdl"
     job.write_text(f'Executable = "wait-for-all";\nPackages = {{"{package}"}};\n')
     start = time.time()
@@ -118,7 +117,7 @@ def run_jobs(world: World, directory: Path, package: str, count: int, way: str, 
         processes.append(node.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
     try:
         wait_for_all(node.scratch, count, processes)
-        disk = disk_bytes(node.scratch, directory / f"shared-{count}" if extra else None)
+        disk = disk_bytes(node.scratch, root)
         last = max(float(p.read_text()) for p in node.scratch.glob("started.*"))
         (node.scratch / "go").touch()
         for process in processes:
@@ -132,7 +131,7 @@ def run_jobs(world: World, directory: Path, package: str, count: int, way: str, 
     reports = [json.loads((node.scratch / f"report.{n}").read_text()) for n in range(count)]
     packages = [p for r in reports for p in r["packages"]]
     row = {
-        "way": way,
+        "way": "shared" if root else "private",
         "jobs": count,
         "downloads": sum(not p["cache_hit"] for p in packages),
         "installs": sum(not p["cache_hit"] for p in packages),

@@ -185,6 +185,10 @@ class Package:
         """The name of the package in every cache: the digest of its archive."""
         return self.archive.sha256
 
+    def is_same_tree(self, other: Package) -> bool:
+        """Whether an entry with the same archive also signs the same tree: only then may they share it."""
+        return (self.tree.manifest, self.archive.format) == (other.tree.manifest, other.archive.format)
+
 
 @dataclass(frozen=True, slots=True)
 class InputFile:

@@ -23,7 +23,7 @@ from jobagent.errors import DiskFull, ScratchUnusable, SiteError, SupplyError
 from jobagent.events import Event, Events
 from jobagent.job import sandbox
 from jobagent.testing import accounts
-from jobagent.testing.cache_conformance import content, spoil, user
+from jobagent.testing.cache_users import content, spoil, user
 from jobagent.testing.samples import FILES, Sample, failing, holder, sample
 from jobagent_sharedcache import SharedCache, SharedCacheSettings
 from jobagent_sharedcache.filesystem import free_space

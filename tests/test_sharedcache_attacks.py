@@ -13,7 +13,7 @@ import pytest
 from jobagent.errors import SiteError, TrustError
 from jobagent.events import Events
 from jobagent.model import Blob, Tree
-from jobagent.testing.cache_conformance import content
+from jobagent.testing.cache_users import content
 from jobagent.testing.samples import FILES, Sample, holder, sample
 from jobagent_sharedcache import SharedCache, SharedCacheSettings
 from jobagent_sharedcache.settings import KeepArchives, Protection

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jobagent.contracts import Cache
 from jobagent.events import Events
-from jobagent.testing.cache_conformance import SharedCacheConformance
+from jobagent.testing.shared_cache_conformance import ManagedCacheConformance
 from jobagent_sharedcache import SharedCache, SharedCacheSettings
 
 
@@ -12,5 +12,5 @@ def open_shared(directory: Path) -> Cache:
     return SharedCache(SharedCacheSettings(), Events(), root=directory)
 
 
-class TestSharedCache(SharedCacheConformance):
+class TestSharedCache(ManagedCacheConformance):
     open = staticmethod(open_shared)

@@ -103,7 +103,7 @@ def _list_lines(answer: Answer) -> Sequence[str]:
 def _usage_lines(answer: Answer) -> Sequence[str]:
     usage = answer["usage"]
     if usage is None:
-        return ["private caches only: a job's packages go with it"]
+        return [f"{answer['root']}: no figures; private caches go with their jobs"]
     rows = (
         ("packages", usage["packages"], ""),
         ("trees", usage["logical_bytes"], "B"),

@@ -69,12 +69,15 @@ class PrivateCache:
         Raises:
             DiskFull: The file system has no room for archive and tree, found before the download.
             SupplyError: `cancelled` was set while another thread built.
-            TrustError: Two packages of one job have the same first digits in their digest: nobody's accident.
+            TrustError: Two packages of one job have the same first digits in their digest, or one archive and two
+                trees: nobody's accident.
             JobAgentError: What the builder raised.
         """
         slot = self._slot(package)
         with _held(slot.building, cancelled):
             hit = slot.installed
+            if hit and not hit.package.is_same_tree(package):
+                raise TrustError(f"{package.id} signs another tree for the archive of {hit.package.id}")
             installed = (
                 replace(hit, package=package, is_cache_hit=True, traffic=Traffic(), seconds={})
                 if hit

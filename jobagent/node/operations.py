@@ -270,7 +270,7 @@ def matches(entry: CacheEntry, name: str) -> bool:
 def managed(cache: Cache) -> ManagedCache:
     """Return the cache where it outlives jobs; raises ConfigurationError where it does not."""
     if not isinstance(cache, ManagedCache):
-        raise ConfigurationError("the node has only private caches", remedy='set [plugins] enable = ["sharedcache"]')
+        raise ConfigurationError("the cache cannot be managed", remedy='set [plugins] enable = ["sharedcache"]')
     return cache
 
 

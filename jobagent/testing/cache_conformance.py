@@ -1,12 +1,15 @@
 """The promises of a cache, as tests: derive, say how to open one, and pytest runs them.
 
-    from jobagent.testing.cache_conformance import CacheConformance
+    from jobagent.testing.shared_cache_conformance import SharedCacheConformance
 
     def open_mine(directory: Path) -> Cache:
         return MyCache(directory)
 
-    class TestMyCache(CacheConformance):
+    class TestMyCache(SharedCacheConformance):
         open = staticmethod(open_mine)
+
+`CacheConformance` is for a cache of one process, `SharedCacheConformance` for one of many, `ManagedCacheConformance`
+for one that the node service and `jobagent cache` can manage as well.
 
 `open` is called with a directory of the test's own, several times with the same one where the cache says that it is
 shared, also in other processes: it must be a function of a module.  Needs pytest, and nothing of the network.
@@ -14,29 +17,22 @@ shared, also in other processes: it must be a function of a module.  Needs pytes
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import multiprocessing
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobagent import manifest
 from jobagent.contracts import Built, Cache, Lease, Staging
-from jobagent.errors import DiskFull, SupplyError
-from jobagent.testing.samples import FILES, Sample, failing, holder, sample
-
-Open = Callable[[Path], Cache]
-
-WAIT_S = 60.0  # for other processes: a hang fails the test instead of the run
-_spawn = multiprocessing.get_context("spawn")
+from jobagent.errors import DiskFull, SupplyError, TrustError
+from jobagent.model import Blob
+from jobagent.testing.cache_users import WAIT_S, Open, content, spoil
+from jobagent.testing.samples import FILES, failing, holder, sample
 
 
 class CacheConformance:
@@ -137,6 +133,18 @@ class CacheConformance:
         assert first.installed.tree == second.installed.tree
         assert second.installed.package.id == other.package.id
         assert alice.builds() == 1
+
+    def test_an_entry_that_signs_another_tree_for_an_archive_gets_neither_tree(self, cache: Cache) -> None:
+        """Else a VO could have another one's package unpacked its own way, and the other's jobs would use that."""
+        honest = sample("Alpha", namespace="bob")
+        other_tree = replace(honest.package.tree, manifest=Blob("f" * 64, 10))
+        other_id = replace(honest.package.id, namespace="alice")
+        liar = replace(honest, package=replace(honest.package, id=other_id, tree=other_tree))
+        lease = cache.acquire(honest.package, holder(), honest)
+        with pytest.raises(TrustError):
+            cache.acquire(liar.package, holder(), liar)
+        assert content(lease.installed.tree) == dict(FILES)
+        assert cache.acquire(honest.package, holder(), honest).installed.is_cache_hit
 
     def test_an_archive_that_is_not_kept_is_removed_with_what_lies_beside_it(self, cache: Cache) -> None:
         wanted = sample(keep_archive=False)
@@ -333,147 +341,6 @@ class CacheConformance:
         inside = [fd for fd in inheritable if os.readlink(f"/proc/self/fd/{fd}").startswith(str(cache.root))]
         assert inside == []
         cache.release(lease)
-
-
-class SharedCacheConformance(CacheConformance):
-    """The promises that only a cache for several processes makes.  `is_shared` must be true."""
-
-    def test_processes_share_one_build(self, cache: Cache, directory: Path, log: Path) -> None:
-        assert cache.is_shared
-        wanted = sample(log=log)
-        with contextlib.ExitStack() as stack:
-            others = [stack.enter_context(user(type(self).open, directory, wanted)) for _ in range(6)]
-            for other in others:
-                other.send("acquire")
-            hits = [other.receive() for other in others]
-            assert sorted(hits) == ["False"] + ["True"] * 5
-            assert [e.leases for e in cache.entries()] == [6]
-            assert not cache.evict(wanted.package.key)
-        assert wanted.builds() == 1
-
-    def test_a_lease_ends_with_its_holder_though_nobody_releases_it(
-        self, cache: Cache, directory: Path, log: Path
-    ) -> None:
-        wanted = sample(log=log)
-        with user(type(self).open, directory, wanted) as other:
-            other.send("acquire")
-            other.receive()
-            assert not cache.evict(wanted.package.key)
-            other.kill()
-        assert [e.leases for e in cache.entries()] == [0]
-        assert cache.evict(wanted.package.key)
-
-    def test_a_lease_outlives_the_agent_that_took_it_while_its_holder_lives(
-        self, cache: Cache, directory: Path, log: Path
-    ) -> None:
-        wanted = sample(log=log)
-        with user(type(self).open, directory, wanted) as agent:
-            agent.send(f"acquire {os.getpid()}")
-            agent.receive()
-            agent.kill()
-        assert not cache.evict(wanted.package.key)
-        assert [e.leases for e in cache.entries()] == [1]
-
-    def test_a_killed_builder_leaves_its_place_to_the_next(self, cache: Cache, directory: Path, log: Path) -> None:
-        wanted = sample(log=log)
-        with user(type(self).open, directory, wanted) as other:
-            other.send("hang")
-            assert other.receive() == "building"
-            other.kill()
-        lease = cache.acquire(wanted.package, holder(), wanted)
-        assert not lease.installed.is_cache_hit
-        assert content(lease.installed.tree) == dict(FILES)
-        assert list(cache.root.rglob("hang")) == []
-
-    def test_what_one_process_installs_another_sees(self, cache: Cache, directory: Path, log: Path) -> None:
-        wanted = sample(log=log)
-        cache.acquire(wanted.package, holder(), wanted)
-        with user(type(self).open, directory, wanted) as other:
-            other.send("acquire")
-            assert other.receive() == "True"
-        assert wanted.builds() == 1
-
-
-class User:
-    """Another process that uses the cache on command."""
-
-    def __init__(self, process: SpawnProcess, pipe: Connection) -> None:
-        self._process = process
-        self._pipe = pipe
-
-    def send(self, command: str) -> None:
-        """Tell it what to do."""
-        self._pipe.send(command)
-
-    def receive(self) -> str:
-        """Return what it says next; a silent one fails the test."""
-        assert self._pipe.poll(WAIT_S), "the other process says nothing"
-        return str(self._pipe.recv())
-
-    def kill(self) -> None:
-        """Kill it, as the out-of-memory killer would."""
-        if self._process.is_alive() and self._process.pid:
-            os.kill(self._process.pid, signal.SIGKILL)
-        self._process.join(WAIT_S)
-
-
-@contextlib.contextmanager
-def user(open_cache: Open, directory: Path, wanted: Sample) -> Iterator[User]:
-    """Start another process with the cache opened; it is killed at the end."""
-    ours, theirs = _spawn.Pipe()
-    process = _spawn.Process(target=_serve, args=(open_cache, directory, wanted, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    other = User(process, ours)
-    try:
-        assert other.receive() == "ready"
-        yield other
-    finally:
-        other.kill()
-        ours.close()
-        process.close()
-
-
-def _serve(open_cache: Open, directory: Path, wanted: Sample, pipe: Connection) -> None:
-    cache = open_cache(directory)
-    pipe.send("ready")
-
-    def hang(staging: Staging) -> Built:
-        (staging.tree / "hang").write_bytes(b"half")
-        pipe.send("building")
-        signal.pause()
-        raise AssertionError
-
-    while True:
-        command, *arguments = pipe.recv().split()
-        build = hang if command == "hang" else wanted
-        lease = cache.acquire(wanted.package, holder(int(arguments[0]) if arguments else 0), build)
-        pipe.send(str(lease.installed.is_cache_hit))
-
-
-def content(tree: Path) -> dict[str, bytes]:
-    """Return all files below `tree` by relative name."""
-    return {str(p.relative_to(tree)): p.read_bytes() for p in sorted(tree.rglob("*")) if p.is_file()}
-
-
-def spoil(tree: Path, damage: str) -> None:
-    """Change an installed tree as a payload might."""
-    victim = tree / "lib/data"
-    if damage == "edit":
-        status = victim.stat()
-        data = bytearray(victim.read_bytes())
-        data[7] ^= 1
-        victim.write_bytes(data)
-        os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
-    elif damage == "delete":
-        victim.unlink()
-    elif damage == "add":
-        (tree / "lib/more").write_bytes(b"more")
-    elif damage == "mode":
-        victim.chmod(0o755)
-    elif damage == "symlink":
-        victim.unlink()
-        victim.symlink_to("/etc/passwd")
 
 
 def _is_inheritable(fd: int) -> bool:

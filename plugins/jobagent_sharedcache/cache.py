@@ -251,7 +251,7 @@ class SharedCache:
         there = self._shelf.record(key)
         if there is None:
             return self._install(package, holder, build)
-        if not _is_same_tree(there.package, package):
+        if not there.package.is_same_tree(package):
             self._refuse_if_leased(package, there.package)
             return self._install(package, holder, build)
         if self._usable(package, holder) or self._recheck(key):
@@ -261,7 +261,7 @@ class SharedCache:
     def _usable(self, package: Package, holder: Holder) -> Record | None:
         """Return the record of a package that may be used as it is."""
         record = self._shelf.record(package.key)
-        if record is None or not _is_same_tree(record.package, package) or not self._shelf.is_fresh(package.key):
+        if record is None or not record.package.is_same_tree(package) or not self._shelf.is_fresh(package.key):
             return None
         needs_check = self._protection(holder.uid) is Protection.MANIFEST
         return None if needs_check and not self._shelf.is_unchanged(package.key) else record
@@ -368,11 +368,6 @@ def _check_disk(settings: SharedCacheSettings, root: Path, network_type: Callabl
             log.warning("cache root %s is on %s: packages are checked before each job (degraded)", root, kind)
             return True
     return False
-
-
-def _is_same_tree(one: Package, other: Package) -> bool:
-    """Whether two entries with the same archive also mean the same tree: two VOs may share it only then."""
-    return (one.tree.manifest, one.archive.format) == (other.tree.manifest, other.archive.format)
 
 
 def _least_recently_used(entries: Sequence[CacheEntry]) -> Sequence[str]:

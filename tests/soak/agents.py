@@ -7,6 +7,7 @@ back; so the referee knows at every instant which leases must be there.  Everyth
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -23,27 +24,32 @@ from jobagent.contracts import Built, Staging
 from jobagent.errors import DiskFull, JobAgentError, SupplyError
 from jobagent.events import Events
 from jobagent.processes import is_running, start_ticks
-from jobagent.testing.cache_conformance import content
+from jobagent.testing.cache_users import content
 from jobagent.testing.samples import Sample, holder, sample
-from jobagent_sharedcache import SharedCache, SharedCacheSettings
+from jobagent_sharedcache import SharedCache, SharedCacheSettings, locks
 from jobagent_sharedcache.filesystem import remove_tree
 from jobagent_sharedcache.room import need_of
+from jobagent_sharedcache.settings import KeepArchives
 from jobagent_sharedcache.store import Store
 
 COMMON = {f"lib/common{n}": bytes([n]) * 5000 for n in range(6)}
 LONGEST_HOLD_S = 0.02
+LEFTOVER_ATTEMPTS = 10  # a sweep passes by what is locked just then
 HOLDER_LIFE_S = 600
 
 
+@functools.cache
 def samples() -> list[Sample]:
     """Six packages that share files, as versions do."""
     return [sample(version=f"{n}", files=COMMON | {"bin/program": f"version {n}".encode()}) for n in range(6)]
 
 
-def open_cache(root: Path) -> SharedCache:
+def open_cache(
+    root: Path, keep_archives: KeepArchives = KeepArchives.ALWAYS, events: Events | None = None
+) -> SharedCache:
     """Open the cache with room for about four of the six packages."""
-    need = need_of(samples()[0].package).bytes
-    return SharedCache(SharedCacheSettings(quota_bytes=4 * need), Events(), root=root, may_view=False)
+    settings = SharedCacheSettings(quota_bytes=4 * need_of(samples()[0].package).bytes, keep_archives=keep_archives)
+    return SharedCache(settings, events or Events(), root=root, may_view=False)
 
 
 class Violation(Exception):
@@ -59,7 +65,8 @@ class Agent:
     def __init__(self, base: Path, seed: int) -> None:
         self._base = base
         self._random = random.Random(seed)
-        self._cache = open_cache(base / "cache")
+        self._events = Events()
+        self._cache = open_cache(base / "cache", self._random.choice(list(KeepArchives)), self._events)
         self._samples = samples()
         self._note = base / "notes" / str(os.getpid())
 
@@ -77,6 +84,8 @@ class Agent:
         """A builder that is slow enough to be killed in, and sometimes fails."""
 
         def build(staging: Staging) -> Built:
+            key = wanted.package.key
+            self._events.emit("progress", task="fetch", digest=key, done=1, total=2)
             built = wanted(staging)
             time.sleep(self._random.random() * LONGEST_HOLD_S / 4)
             if self._random.random() < 0.1:
@@ -96,7 +105,7 @@ class Agent:
 
     def _lend(self, wanted: Sample) -> None:
         """Take a lease for another process, as the node service does; it must outlive this agent."""
-        job = subprocess.Popen(["sleep", str(HOLDER_LIFE_S)], start_new_session=True)
+        job = subprocess.Popen(["sleep", str(HOLDER_LIFE_S)], start_new_session=True, cwd=self._base)
         try:
             lease = self._cache.acquire(wanted.package, holder(job.pid), self._build(wanted))  # type: ignore[arg-type]
             self._say([lease.id], job.pid)
@@ -131,6 +140,7 @@ class Referee:
 
     base: Path
     random: random.Random
+    cache: SharedCache
     agents: list[int]
     kills: int = 0
 
@@ -138,7 +148,7 @@ class Referee:
     def with_agents(cls, base: Path, seed: int, count: int) -> Referee:
         """Make the place and start the agents."""
         (base / "notes").mkdir(parents=True)
-        referee = cls(base, random.Random(seed), [])
+        referee = cls(base, random.Random(seed), open_cache(base / "cache"), [])
         for _ in range(count):
             referee.start()
         return referee
@@ -165,6 +175,8 @@ class Referee:
         self.kills += 1
         self.check_the_dead(victim)
         self.check_the_living()
+        check_visible(self.base / "cache")
+        check_no_leftovers(self.cache)
         self.check_violations()
         self.start()
 
@@ -175,7 +187,7 @@ class Referee:
 
     def check_the_dead(self, pid: int) -> None:
         """A killed agent holds nothing for itself; what it took for a job that lives, the job still has."""
-        live = {lease.id: lease.holder for lease in open_cache(self.base / "cache").leases()}
+        live = {lease.id: lease.holder for lease in self.cache.leases()}
         if any(h.pid == pid for h in live.values()):
             raise Violation(f"killed agent {pid} still holds a lease")
         note = self.base / "notes" / str(pid)
@@ -190,7 +202,7 @@ class Referee:
             os.kill(job, signal.SIGKILL)
             while is_running(job, held["ticks"]):
                 time.sleep(0.001)
-        if any(lease.holder.pid == job for lease in open_cache(self.base / "cache").leases()):
+        if any(lease.holder.pid == job for lease in self.cache.leases()):
             raise Violation(f"job {job} ended and still holds a lease")
 
     def check_the_living(self) -> None:
@@ -199,7 +211,7 @@ class Referee:
             note = self.base / "notes" / str(pid)
             with contextlib.suppress(FileNotFoundError, ValueError):
                 held = json.loads(note.read_text())
-                live = {lease.id for lease in open_cache(self.base / "cache").leases()}
+                live = {lease.id for lease in self.cache.leases()}
                 missing = set(held["leases"]) - live
                 if missing and json.loads(note.read_text()) == held:
                     raise Violation(f"agent {pid} holds {missing}, the cache does not know")
@@ -213,14 +225,59 @@ class Referee:
         self.agents.clear()
         self.check_violations()
         self._kill_jobs()
+        self.cache.close()
         check_quiet(self.base / "cache")
 
     def _kill_jobs(self) -> None:
-        for note in (self.base / "notes").iterdir():
-            with contextlib.suppress(ValueError, KeyError, ProcessLookupError):
-                held = json.loads(note.read_text())
-                if held["job"] and is_running(held["job"], held["ticks"]):
-                    os.kill(held["job"], signal.SIGKILL)
+        """End the jobs of dead agents, also of those that died before they told of theirs."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cwd").readlink() == self.base:
+                    os.kill(int(process.name), signal.SIGKILL)
+
+
+def check_visible(root: Path) -> None:
+    """Check that each package is complete or absent, whoever builds or evicts it meanwhile."""
+    known = {s.package.key: dict(s.files) for s in samples()}
+    for directory in (root / "packages").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it went by one rename while we looked
+            inode = directory.stat().st_ino
+            try:
+                found, names = content(directory / "tree"), {p.name for p in directory.iterdir()}
+            except FileNotFoundError:
+                found, names = {}, set()
+            is_whole = found == known[directory.name] and {"manifest", "record.json", "stamp.json", "used"} <= names
+            if not is_whole and directory.stat().st_ino == inode:
+                raise Violation(f"{directory} is visible and not whole: {sorted(found)}, {sorted(names)}")
+
+
+def check_no_leftovers(cache: SharedCache) -> None:
+    """Check that a sweep removes all that the dead left and nobody is at work on; the living may be in its way."""
+    for _ in range(LEFTOVER_ATTEMPTS):
+        cache.sweep()
+        left = leftovers(cache)
+        if not left:
+            break
+        time.sleep(LONGEST_HOLD_S)
+    else:
+        raise Violation(f"not swept: {left}")
+
+
+def leftovers(cache: SharedCache) -> list[Path]:
+    """Return what lies about although nobody holds the lock that it needs."""
+    root, left = cache.root, []
+    for path in [p for name in ("staging", "reservations", "progress") for p in (root / name).iterdir()]:
+        with locks.attempted(root / "locks" / path.name[:64], exclusive=True) as is_free:
+            left += [path] if is_free and path.exists() else []
+    for package in (root / "packages").iterdir():
+        with locks.attempted(root / "locks" / package.name, exclusive=True) as is_free:
+            archive = root / "archives" / package.name
+            with contextlib.suppress(FileNotFoundError):  # evicted before we had the lock
+                record = json.loads((package / "record.json").read_bytes())
+                left += [archive] if is_free and record["has_archive"] != archive.exists() else []
+    with locks.held(root / "quota.lock"):
+        left += (root / "trash").iterdir()
+    return left
 
 
 def check_quiet(root: Path, *, quarantined: int = 0) -> None:
@@ -248,7 +305,25 @@ def check_quiet(root: Path, *, quarantined: int = 0) -> None:
         cache.release(lease)
     if len(cache.entries()) != len(list((root / "packages").iterdir())):
         raise Violation("packages/ has what is no package")
+    check_emptied(cache)
+
+
+def check_emptied(cache: SharedCache) -> None:
+    """Evict everything: nothing may be left on the disk but lock files, and what waits to be resumed or looked at."""
+    for entry in cache.entries():
+        if not cache.evict(entry.key):
+            raise Violation(f"{entry.package_id} cannot be evicted though nobody uses it")
     cache.close()
+    waiting = {"archives", "quarantine", "locks"}
+    left = [
+        path
+        for place in cache.root.iterdir()
+        if place.is_dir() and place.name not in waiting
+        for path in place.rglob("*")
+        if not path.is_dir()
+    ]
+    if left or (cache.usage().stored_bytes, cache.usage().inodes) != (0, 0):
+        raise Violation(f"after everything was evicted there are still {left[:5]}, {cache.usage()}")
 
 
 @contextlib.contextmanager
@@ -301,6 +376,13 @@ def scenario(root: Path) -> None:
     cache.release(lease)
     cache.sweep()
     cache.close()
+    thrifty = open_cache(root, KeepArchives.LEASED)
+    thrifty.release(thrifty.acquire(two.package, holder(), two))
+    thrifty.close()
+    stingy = open_cache(root, KeepArchives.NEVER)
+    stingy.evict(one.package.key)
+    stingy.release(stingy.acquire(one.package, holder(), one))
+    stingy.close()
 
 
 def outcome_of(root: Path) -> int:
