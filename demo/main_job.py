@@ -254,21 +254,26 @@ def sample(nodes: list[Node], url: str, time_s: float) -> Sample:
 def show(nodes: list[Node], directory: Path, samples: list[Sample], console: Console) -> None:
     """Print the table of the slides and draw the traffic picture."""
     title = "What each node received (MB), and how long each phase took (s)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0)
+    )
     phases = {"resolve": "resolve", "fetch": "fetch", "unpack": "unpack", "payload": "payload"}
     phases |= {"validate": "check", "close": "clean up"}
-    for column in ("node", "exit", "seeder", "neighbours", "web", *phases.values(), "total"):
+    origins = {"seeder_bytes": "seeder", "neighbour_bytes": "neighbours", "web_bytes": "web"}
+    reports = [json.loads((n.directory / "report.json").read_text()) for n in nodes]
+    if not any(report.get("traffic", {}).get("web_bytes") for report in reports):
+        del origins["web_bytes"]  # as it should be, and 80 columns are narrow
+    for column in ("node", "exit", *origins.values(), *phases.values(), "total"):
         table.add_column(column, justify="right", no_wrap=True)
     seeder = everything = 0
-    for node in nodes:
-        report = json.loads((node.directory / "report.json").read_text())
+    for node, report in zip(nodes, reports, strict=True):
         traffic, seconds = report.get("traffic", {}), node.seconds(report)
         seeder += traffic.get("seeder_bytes", 0)
         everything += sum(traffic.values())
-        sizes = [f"{traffic.get(k, 0) / 1e6:.1f}" for k in ("seeder_bytes", "neighbour_bytes", "web_bytes")]
+        sizes = [f"{traffic.get(k, 0) / 1e6:.1f}" for k in origins]
         code = node.process.returncode if node.process else "-"
         times = [f"{seconds[phase]:.1f}" for phase in phases]
-        table.add_row(node.address, str(code), *sizes, *times, f"{sum(seconds.values()):.1f}")
+        table.add_row(str(node.number), str(code), *sizes, *times, f"{sum(seconds.values()):.1f}")
     console.print(table)
     if everything:
         copies = seeder * len(nodes) / everything

@@ -306,6 +306,10 @@ def test_env_and_shell_show_the_packages(node):
     assert (done.returncode, done.stdout[:13]) == (3, "hello from v1"), done.stderr
     done = node.call("env", "-", "--json", input='Executable = "hello";\nPackages = {"Hello::v1"};\n')
     assert json.loads(done.stdout)["HELLO_VERSION"] == "v1", done.stderr
+    done = node.call("env", "--json", "-", "v2", input='Executable = "hello";\nPackages = {"Hello::$1"};\n')
+    assert json.loads(done.stdout)["HELLO_VERSION"] == "v2", done.stderr
+    done = node.call("env", "--json", "Hello::v1", "Data::1")
+    assert json.loads(done.stdout)["ALIEN_PACKAGES"] == "VO_ALICE@Data::1 VO_ALICE@Hello::v1", done.stderr
     assert node.leftovers() == []
 
 

@@ -1,9 +1,10 @@
-"""`jobagent env JOB`: print the environment that a job would see, as shell lines or JSON."""
+"""`jobagent env JOB`: print the environment that a job or packages would give, as shell lines or JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 
 from jobagent import config as configuration
@@ -19,12 +20,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the variables.
+    """Print the variables; JOB and its arguments may also be packages, as `VO_ALICE@ROOT::v6-36`.
 
     With a private cache the paths are those of this call and are gone afterwards; with the shared cache they stay
     until the package is evicted.
     """
-    with held(args, args.job) as packages:
+    is_job = "::" not in args.job or os.path.lexists(args.job)
+    words = () if is_job else (args.job, *args.arguments)
+    with held(args, args.job if is_job else "", packages=words) as packages:
         variables = packages.environment(base_environment())
         is_shared = packages.kit.cache.is_shared
     if args.json:

@@ -62,7 +62,7 @@ def held(args: argparse.Namespace, what: str, *, packages: tuple[str, ...] = ())
                 if packages:
                     job = Job("command line", packages=tuple(PackageSpec.parse(p) for p in packages))
                 else:
-                    job = jobfile.read(what, (), getattr(args, "dialect", ""), kit.parsers)
+                    job = jobfile.read(what, getattr(args, "arguments", ()), args.dialect, kit.parsers)
                 prepared = prepare(requirement_of(job, config, kit.platform), kit, holder_of(os.getpid(), job_id))
                 try:
                     yield Held(kit, job, prepared, job_id)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 QUIET_PHASES = frozenset({"resolve", "inputs", "outputs", "release", "environment", "packages", "verify"})
+CLOSE_NOTED_S = 0.5  # leaving the swarm and removing files is worth a line only where one waits for it
 LINE_EVERY_S = 5.0  # a log file wants a sign of life, not a film
 
 
@@ -52,6 +53,8 @@ class ProgressDisplay:
                 case "phase.started" if fields["phase"] == "payload":
                     self._stop_bars()  # the terminal is the payload's now
                     self._line("payload starts, packages are seeded meanwhile")
+                case "phase.ended" if fields["phase"] == "close" and float(fields["seconds"] or 0) < CLOSE_NOTED_S:
+                    pass
                 case "phase.ended" if fields["phase"] not in QUIET_PHASES:
                     what = " ".join(str(fields[k]) for k in ("phase", "package") if fields.get(k))
                     self._line(f"{what} {float(fields['seconds'] or 0):.1f} s")
