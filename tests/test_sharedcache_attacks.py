@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.errors import SiteError, TrustError
+from jobagent.errors import DiskFull, SiteError, TrustError
 from jobagent.events import Events
 from jobagent.model import Blob, Tree
 from jobagent.testing.cache_users import content
 from jobagent.testing.samples import FILES, Sample, holder, sample
 from jobagent_sharedcache import SharedCache, SharedCacheSettings
+from jobagent_sharedcache.room import need_of
 from jobagent_sharedcache.settings import KeepArchives, Protection
 
 WAIT_S = 60.0
@@ -102,6 +103,36 @@ def test_what_two_vos_save_by_having_the_same_package_is_told(root: Path) -> Non
     after = cache.usage()
     assert (after.stored_bytes, after.used_bytes) == (before.stored_bytes, before.used_bytes)
     assert after.saved_bytes == before.saved_bytes + before.logical_bytes
+
+
+def of_vo(namespace: str, name: str, size_bytes: int = 1 << 20) -> Sample:
+    return sample(name, namespace=namespace, files={"data": (name.encode() * size_bytes)[:size_bytes]})
+
+
+@pytest.mark.acceptance(8)
+def test_a_vo_that_fills_its_share_pushes_out_its_own_and_nothing_of_another(root: Path) -> None:
+    bobs = [of_vo("bob", f"Bob{n}") for n in range(2)]
+    room = need_of(bobs[0].package).bytes
+    cache = opened(root, quota_bytes=6 * room, quota_share=0.5)
+    for wanted in bobs:  # used before all that comes now, so the first to go if VOs were not kept apart
+        install(cache, wanted)
+    alices = [install(cache, of_vo("alice", f"Alice{n}")) for n in range(8)]
+    left = {entry.package_id for entry in cache.entries()}
+    assert {str(wanted.package.id) for wanted in (*bobs, alices[-1])} <= left
+    assert 1 <= sum(name.startswith("VO_ALICE") for name in left) <= 3
+    with pytest.raises(DiskFull, match=r"the share of VO alice is \d+ bytes, \d+ were taken"):
+        install(cache, of_vo("alice", "Huge", 4 << 20))
+    assert {entry.package_id for entry in cache.entries()} >= {str(wanted.package.id) for wanted in bobs}
+
+
+def test_what_two_vos_have_is_a_part_of_both_shares_and_goes_for_neither(root: Path) -> None:
+    shared, same = of_vo("alice", "Tool"), of_vo("bob", "Tool")
+    cache = opened(root, quota_bytes=4 * need_of(shared.package).bytes, quota_share=0.5)
+    install(cache, shared)
+    install(cache, same)
+    for n in range(4):
+        install(cache, of_vo("alice", f"Alice{n}"))
+    assert {"VO_ALICE@Tool::1.0", "VO_BOB@Tool::1.0"} <= {entry.package_id for entry in cache.entries()}
 
 
 # --- crashes between two things that belong together

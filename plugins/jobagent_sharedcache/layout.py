@@ -15,7 +15,7 @@ archives/KEY              the archive, or a partial download of it; transports m
 staging/KEY.RANDOM/       a package being built
 leases/KEY/ID             one lease, a record of its holder
 sessions/ID               flock: exclusive while the agent lives that wrote leases with this session
-reservations/KEY          bytes and inodes for a build; counts while locks/KEY is held
+reservations/KEY          bytes, inodes and VO of a build; counts while locks/KEY is held
 progress/KEY              how far a build is, for those who wait
 pins/KEY                  present where the package must not be evicted
 store/XX/SHA256.MODE      every file of every tree once (hard links)

@@ -95,7 +95,8 @@ class Room:
         need = need_of(package)
         with locks.held(self._layout.quota_lock):
             self._make_room(package, need)
-            self._layout.reservation(key).write_text(json.dumps([need.bytes, need.inodes]), encoding="ascii")
+            promise = [need.bytes, need.inodes, package.id.namespace]
+            self._layout.reservation(key).write_text(json.dumps(promise), encoding="ascii")
         try:
             yield
         finally:
@@ -150,6 +151,8 @@ class Room:
         limits = limits_of(self._settings, disk_bytes)
         if need.bytes > limits.bytes or (limits.inodes and need.inodes > limits.inodes):
             raise self._full(package, need, f"the quota of the cache is {limits.bytes} bytes")
+        if self._settings.quota_share < 1:
+            self._keep_to_share(package, need, int(limits.bytes * self._settings.quota_share))
         over = self._shortage(need, limits)
         if over != NOTHING:
             self.clear_leftovers(older_than_s=0)
@@ -162,6 +165,28 @@ class Room:
         if over != NOTHING:
             missing = f"{over.bytes} bytes" if over.bytes else f"{over.inodes} inodes"
             raise self._full(package, need, f"{missing} are missing, all else is leased, pinned or being installed")
+
+    def _keep_to_share(self, package: Package, need: Amount, share_bytes: int) -> None:
+        """Let packages of the same VO, and of it alone, go until `need` fits into what one VO may take."""
+        namespace = package.id.namespace
+        taken = self._promised(namespace).bytes + need.bytes
+        owned: dict[str, int] = {}
+        archives = self._layout.archive_sizes()
+        for key in self._layout.package_keys():
+            names = {p.id.namespace for p in self._shelf.packages(key)}
+            record = self._shelf.record(key)
+            if record is not None and namespace in names:
+                size = record.tree_bytes + archives.get(key, 0)
+                taken += size // len(names)  # what several VOs use is a part of each one's share
+                if len(names) == 1:
+                    owned[key] = size
+        for entry in self._evictable() if taken > share_bytes else ():
+            if entry.key in owned and self._evict(entry.key):
+                taken -= owned[entry.key]
+                if taken <= share_bytes:
+                    return
+        if taken > share_bytes:
+            raise self._full(package, need, f"the share of VO {namespace} is {share_bytes} bytes, {taken} were taken")
 
     def _shortage(self, need: Amount, limits: Amount) -> Amount:
         usage, promised = self.usage(), self._promised()
@@ -179,13 +204,15 @@ class Room:
             remedy="raise [sharedcache] quota, unpin packages, or free space on the disk",
         )
 
-    def _promised(self) -> Amount:
-        """Sum the reservations whose builder lives: it holds the lock of its key."""
+    def _promised(self, namespace: str = "") -> Amount:
+        """Sum the reservations, all or a VO's, whose builder lives: it holds the lock of its key."""
         total = NOTHING
         for key in self._layout.reserved_keys():
             if self._is_reserved(key):
                 with contextlib.suppress(OSError, ValueError):
-                    total += Amount(*json.loads(self._layout.reservation(key).read_bytes()))
+                    size_bytes, inodes, *owner = json.loads(self._layout.reservation(key).read_bytes())
+                    if namespace in {"", *owner}:
+                        total += Amount(size_bytes, inodes)
         return total
 
     def _is_reserved(self, key: str) -> bool:

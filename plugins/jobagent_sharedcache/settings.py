@@ -41,6 +41,10 @@ class SharedCacheSettings:
     quota_bytes: int = setting(0, "Bytes that the cache may take; 0: only `quota_fraction` counts.")
     quota_fraction: float = setting(0.8, "Share of the file system that the cache may take.")
     quota_inodes: int = setting(0, "Files and directories that the cache may hold; 0: as many as the disk has.")
+    quota_share: float = setting(
+        1.0,
+        "Share of the quota that the packages of one VO may take, so that no VO pushes out another; 1: all of it.",
+    )
     keep_archives: KeepArchives = setting(
         KeepArchives.ALWAYS,
         "Archives are kept for seeding until the package is evicted (`always`), while it is leased (`leased`), or"
