@@ -15,7 +15,15 @@ import pytest
 
 from jobagent.config import Config
 from jobagent.contracts import Context, Order
-from jobagent.errors import DigestMismatch, DiskFull, JobError, PayloadNotRunnable, ScratchUnusable, SupplyError
+from jobagent.errors import (
+    ConfigurationError,
+    DigestMismatch,
+    DiskFull,
+    JobError,
+    PayloadNotRunnable,
+    ScratchUnusable,
+    SupplyError,
+)
 from jobagent.events import Events
 from jobagent.model import InputFile, Traffic
 from jobagent_http.inputs import Inputs
@@ -335,3 +343,37 @@ def test_content_is_what_the_server_has(tmp_path: Path) -> None:
     content = b"".join(hashlib.sha256(bytes([i])).digest() * 4000 for i in range(8))
     with server(lambda h: reply(h, content)) as url:
         assert stage(tmp_path, url).read_bytes() == content
+
+
+def test_pfn_of_a_federation_is_fetched_through_its_gateway(tmp_path: Path) -> None:
+    published = publish(tmp_path, size_bytes=SIZE)
+    asked: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        reply(handler, published.path.read_bytes())
+
+    with server(answer) as url:
+        gateway = url.removesuffix("/archive")
+        config = Config({"http": {"gateways": [f"osdf={gateway}/osdf", f"root={gateway}"]}})
+        config.declare("http", HttpSettings)
+        transport = Http(Context(config, tmp_path, Events(), ""))
+        for pfn in ("osdf:///vo/a b.tar.zst", "root://host.example.org//eos/vo/a.tar.zst"):
+            target = tmp_path / "fetched"
+            order = Order(published.package, None, (pfn,), target, time.monotonic() + 20)
+            assert transport.can_fetch(order)
+            assert transport.fetch(order) == Traffic(web_bytes=SIZE)
+            target.unlink()
+        assert asked == ["/osdf/vo/a%20b.tar.zst", "/eos/vo/a.tar.zst"]
+        unknown = Order(published.package, None, ("gsiftp://host/a",), tmp_path / "x", time.monotonic() + 20)
+        assert not transport.can_fetch(unknown)
+
+
+@pytest.mark.parametrize("entry", ["osdf", "osdf=ftp://x", "https=https://x", "=https://x"])
+def test_bad_gateway_is_a_clear_error(tmp_path: Path, entry: str) -> None:
+    config = Config({"http": {"gateways": [entry]}})
+    config.declare("http", HttpSettings)
+    published = publish(tmp_path, size_bytes=1000)
+    order = Order(published.package, None, ("osdf:///a",), tmp_path / "x", time.monotonic() + 20)
+    with pytest.raises(ConfigurationError, match="SCHEME=URL"):
+        Http(Context(config, tmp_path, Events(), "")).can_fetch(order)

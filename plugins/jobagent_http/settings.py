@@ -17,3 +17,6 @@ class HttpSettings:
     rate_window_s: float = setting(30.0, "Seconds over which the minimum rate is measured.")
     ca_file: Path = setting(Path(), "CA certificates (PEM) for https; empty: those that come with the agent.")
     max_input_bytes: int = setting(20_000_000_000, "Largest input file that is fetched by URL.")
+    gateways: tuple[str, ...] = setting(
+        (), "Web servers for PFNs of other schemes, as in `osdf=https://osdf-director.osg-htc.org`: path for path."
+    )

@@ -8,9 +8,10 @@ import hashlib
 import os
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from jobagent.plugin import (
+    ConfigurationError,
     Context,
     DigestMismatch,
     DiskFull,
@@ -53,7 +54,7 @@ class Http:
 
     def can_fetch(self, order: Order) -> bool:
         """Whether a mirror has a scheme that is known here."""
-        return bool(_usable(order))
+        return bool(self._usable(order))
 
     def fetch(self, order: Order) -> Traffic:
         """Fetch from the first mirror that delivers; see `Transport.fetch`.
@@ -65,7 +66,7 @@ class Http:
         failures: list[str] = []
         received = 0
         is_wrong = False
-        for url in _usable(order):
+        for url in self._usable(order):
             for _ in range(ATTEMPTS):
                 before = _size(order)
                 try:
@@ -86,6 +87,11 @@ class Http:
 
     def close(self) -> None:
         """Nothing is kept open."""
+
+    def _usable(self, order: Order) -> list[str]:
+        """The PFNs that can be asked, those of other schemes by their gateways."""
+        gateways = gateways_of(self._context.config.get(HttpSettings).gateways)
+        return [url for pfn in order.urls if (url := through(pfn, gateways))]
 
     def _attempt(self, order: Order, url: str, settings: HttpSettings) -> int:
         """Fetch what is missing from one mirror; return the bytes received."""
@@ -112,8 +118,28 @@ class Http:
         return received
 
 
-def _usable(order: Order) -> list[str]:
-    return [u for u in order.urls if urllib.parse.urlsplit(u).scheme.lower() in SCHEMES]
+def gateways_of(entries: Sequence[str]) -> Mapping[str, str]:
+    """Read `SCHEME=URL` entries; raises ConfigurationError naming the bad one."""
+    gateways: dict[str, str] = {}
+    for entry in entries:
+        scheme, _, url = entry.partition("=")
+        if not scheme.isalnum() or scheme.lower() in SCHEMES or not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"[http] gateways has {entry!r}", remedy="write SCHEME=URL, as osdf=https://…")
+        gateways[scheme.lower()] = url.rstrip("/")
+    return gateways
+
+
+def through(pfn: str, gateways: Mapping[str, str]) -> str | None:
+    """The URL to ask for a PFN; None where its scheme is neither known nor has a gateway.
+
+    `root://host//path` and `osdf:///path` alike: the gateway knows the federation, hosts in a PFN do not count.
+    """
+    parts = urllib.parse.urlsplit(pfn)
+    scheme = parts.scheme.lower()
+    if scheme in SCHEMES:
+        return pfn
+    gateway = gateways.get(scheme)
+    return f"{gateway}/{urllib.parse.quote(parts.path.lstrip('/'), safe='/%')}" if gateway else None
 
 
 def _size(order: Order) -> int:

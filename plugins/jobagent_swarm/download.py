@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import libtorrent as lt
@@ -33,6 +34,8 @@ class Download:
         self._received: dict[str, int] = {}
         self._trackers: dict[str, str] = {}
         self._web_servers: frozenset[tuple[str, int]] = frozenset()
+        self._web_limit = math.inf
+        self._on_web_limit: Callable[[], None] = lambda: None
         self._failure: JobAgentError | None = None
         self._is_flushing = False
         self.is_checked = False
@@ -46,7 +49,10 @@ class Download:
             peer = _WEB if self._web_servers and alert.ip in self._web_servers else str(alert.pid)
             offset = alert.piece_index * self._piece_size + alert.block_index * BLOCK_BYTES
             length = min(BLOCK_BYTES, self._size - offset)
-            self._received[peer] = self._received.get(peer, 0) + length
+            received = self._received[peer] = self._received.get(peer, 0) + length
+            if peer == _WEB and received >= self._web_limit:
+                self._web_limit, on_limit = math.inf, self._on_web_limit
+                on_limit()
         elif isinstance(alert, lt.block_downloading_alert):
             return
         else:
@@ -86,6 +92,10 @@ class Download:
     def account_as_web(self, endpoints: frozenset[tuple[str, int]]) -> None:
         """Account what comes from these addresses and ports as from the web."""
         self._web_servers = endpoints
+
+    def limit_web(self, count: float, on_limit: Callable[[], None]) -> None:
+        """Call `on_limit` once, in the session's thread and promptly, when so many bytes came from the web."""
+        self._on_web_limit, self._web_limit = on_limit, count
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something other than data arrived; returns at once where the download has ended."""

@@ -98,6 +98,7 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
         "min_reconnect_time": 5,
         "max_failcount": 5,
         "urlseed_timeout": 10,
+        "urlseed_max_request_bytes": 1 << 20,  # what a web server may give beyond its share
         "urlseed_wait_retry": 5,
         "validate_https_trackers": True,
         "ssrf_mitigation": True,

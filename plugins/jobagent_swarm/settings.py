@@ -18,6 +18,14 @@ class Encryption(enum.StrEnum):
     REQUIRE = "require"
 
 
+class WebSeedPolicy(enum.StrEnum):
+    """When the web servers of an archive help inside a download."""
+
+    LAST = "last"
+    RACE = "race"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class SwarmSettings:
     """The section; rates are bytes per second and 0 means unlimited."""
@@ -49,8 +57,15 @@ class SwarmSettings:
     stall_timeout_s: float = setting(30.0, "Seconds without any progress before another transport is tried.")
     minimum_rate_bytes: int = setting(20_000, "Bytes/s below which, for `rate_window_s`, another transport is tried.")
     rate_window_s: float = setting(60.0, "Seconds over which the minimum rate is measured.")
+    web_seeds: WebSeedPolicy = setting(
+        WebSeedPolicy.LAST,
+        "When an archive's web servers help the peers: `last`, `never`, or in a `race` up to `web_seed_share`.",
+    )
+    web_seed_share: float = setting(
+        0.25, "Share of an archive that web servers give in a `race`, as long as peers deliver the rest."
+    )
     web_seed_after_s: float = setting(
-        8.0, "Seconds without progress before the catalogue's web servers help with the missing pieces; 0: never."
+        8.0, "Seconds without progress before the web servers help with all missing pieces; 0: never."
     )
 
     @property

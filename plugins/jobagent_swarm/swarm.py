@@ -15,10 +15,8 @@ import functools
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +41,7 @@ from jobagent_swarm.reservation import reserve
 from jobagent_swarm.session import LISTEN_TIMEOUT_S, Session, Torrent, load, piece_size_of
 from jobagent_swarm.settings import SwarmSettings
 from jobagent_swarm.site import TokenFile, options_of
+from jobagent_swarm.webseeds import WebSeeds
 
 log = logging.getLogger("jobagent.swarm")
 
@@ -283,7 +282,7 @@ class Swarm:
     def _wait(self, order: Order, torrent: Torrent, download: Download) -> None:
         """Return when the file is complete and flushed; raise when it is hopeless, late or unwanted."""
         patience: Patience | None = None
-        has_web_seeds = False
+        web_seeds = WebSeeds(self._settings, order, torrent, download, self._warn)
         while not download.is_flushed:
             download.wait(POLL_S)
             download.raise_failure()
@@ -301,20 +300,7 @@ class Swarm:
             reason = patience.verdict(now, state.total_done, state.num_peers)
             if reason is not None:
                 raise SupplyError(f"{reason}: {_describe(order, state, download)}")
-            is_late = 0 < self._settings.web_seed_after_s <= patience.idle_s(now)
-            if is_late and not has_web_seeds:
-                has_web_seeds = True
-                self._add_web_seeds(order, torrent, download)
-
-    def _add_web_seeds(self, order: Order, torrent: Torrent, download: Download) -> None:
-        servers = [u for u in order.urls if u.startswith(("http://", "https://")) and "?" not in u]
-        if servers:
-            self._warn(
-                f"no peer delivers {order.package.id}: fetching what is missing from {len(servers)} web servers"
-            )
-        download.account_as_web(frozenset(e for url in servers for e in _endpoints(url)))
-        for url in servers:
-            torrent.handle.add_url_seed(url)
+            web_seeds.consider(patience.idle_s(now))
 
     def _drop_vanished(self) -> None:
         """Forget what was fetched but never adopted, once its file is gone."""
@@ -377,17 +363,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _endpoints(url: str) -> list[tuple[str, int]]:
-    """The addresses and ports behind a URL; none where its name is not known now."""
-    parts = urllib.parse.urlsplit(url)
-    try:
-        port = parts.port or {"https": 443}.get(parts.scheme, 80)
-        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    except (OSError, ValueError):
-        return []
-    return [(str(address[0]), port) for *_, address in found]
 
 
 def _describe(order: Order, state: lt.torrent_status, download: Download) -> str:
