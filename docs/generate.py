@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 from pathlib import Path
 
 from jobagent import errors, hookspecs
@@ -61,6 +62,7 @@ def hooks() -> str:
 
 def commands() -> str:
     """The help of every command."""
+    os.environ["COLUMNS"] = "100"  # for those that choose a formatter of their own
     lines = ["# Commands", "", MADE_BY, ""]
     for command, (module, summary) in sorted(COMMANDS.items()):
         parser = argparse.ArgumentParser(

@@ -95,7 +95,7 @@ class Central:
             policy=policy,
             home=lambda key: self.seeder.port_of(key) if self.seeder else 0,
         )
-        self.services = Services(self.watch, self.tracker, self.seeder, directory)
+        self.services = Services(self.watch, self.tracker, self.seeder, directory=directory)
         self.web = WebServer(build(self.services), self.address, port)
 
     @property

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from jobagent.central.services.plot import Sample, plot_traffic, read_samples, write_samples
+from jobagent.central.services.showing import History
+from jobagent.central.services.tracker import Policy
 from jobagent.cli import main
+from jobagent.cli.swarm import fetch_status
 from jobagent.errors import CatalogueUnreachable, UsageError
-from tests.swarm_field import agents, central
+from tests.swarm_field import agents, central, networks, wait_until
 
 RUN = [Sample(10.0, 0, 0), Sample(11.0, 5_000_000, 9_000_000), Sample(12.0, 6_000_000, 40_000_000)]
 
@@ -36,6 +42,72 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
         plot_traffic(RUN[:1], tmp_path / "picture.png")
     with pytest.raises(UsageError, match="No such file"):
         read_samples(tmp_path / "absent")
+
+
+def test_history_covers_the_whole_run_in_a_bounded_number_of_samples() -> None:
+    history = History(interval_s=2.0, most=100)
+    for second in range(100_000):
+        history.note(Sample(float(second), second, 2 * second))
+    times = [s.time_s for s in history.samples]
+    assert len(times) <= 100 and times[0] == 0.0 and times[-1] > 95_000
+    assert times == sorted(times)
+
+
+@pytest.mark.swarm
+def test_status_shows_sites_copies_and_traffic_and_draws_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = Policy(busy_interval_s=1, seeding_interval_s=1, idle_interval_s=1)
+    with central(tmp_path, policy=quick) as services:
+        published = services.publish()
+        size = published.package.archive.size_bytes
+        services.tracker._sites = networks(CERN=f"{services.address.rsplit('.', 2)[0]}.0.0/16")
+        services.services.history = History(interval_s=0.2)
+        with agents(tmp_path, 2, services.url) as nodes:
+            for agent in nodes:
+                agent.swarm.fetch(agent.order(published))
+            wait_until(lambda: services.tracker.received_bytes >= 2 * size)
+            status = fetch_status(services.url)
+            assert status["sites"]["CERN"] == {"complete": 2, "incomplete": 0, "received_bytes": 2 * size}
+            (package,) = status["packages"]
+            assert size <= package["sent_bytes"] <= 2 * size
+            assert main.main(["swarm", "status", services.url]) == 0
+            shown = capsys.readouterr().out
+            assert "CERN:2" in shown and f"{package['sent_bytes'] / size:.2f}" in shown and "8.0 MB" in shown
+            with urllib.request.urlopen(f"{services.url}/metrics") as answer:
+                metrics = answer.read().decode()
+            assert f'jobagent_site_received_bytes_total{{site="CERN"}} {2 * size}' in metrics
+            assert f"jobagent_peers_received_bytes_total {2 * size}" in metrics
+            wait_until(lambda: len(services.services.history.samples) >= 2)
+        assert main.main(["swarm", "plot", services.url, "-o", str(tmp_path / "now.png")]) == 0
+        assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.swarm
+@pytest.mark.outsider
+def test_status_page_in_a_browser(tmp_path: Path) -> None:
+    """Its script runs in a real browser and shows what is there; nothing is fetched from elsewhere."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    quick = Policy(busy_interval_s=1, seeding_interval_s=1, idle_interval_s=1)
+    with central(tmp_path, policy=quick) as services, agents(tmp_path, 1, services.url) as (agent,):
+        published = services.publish()
+        agent.swarm.fetch(agent.order(published))
+        wait_until(lambda: services.tracker.received_bytes > 0)
+        options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+        options += " --disable-background-networking --disable-component-update --virtual-time-budget=3000 --dump-dom"
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        done = subprocess.run(
+            [browser, *options.split(), profile, f"{services.url}/"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    page = done.stdout
+    assert 'data-ready="yes"' in page, page[-2000:] + done.stderr[-2000:]
+    assert "VO_ALICE@A::1" in page and "4.0 MB" in page and '<p id="catalogue" class="">catalogue version' in page
 
 
 @pytest.mark.swarm

@@ -154,7 +154,9 @@ def test_status_page_and_metrics_show_the_swarm(services: Central, published: Pu
     (entry,) = [p for p in status["packages"] if p["sha256"] == published.package.key]
     assert entry["complete"] >= 1 and entry["transferred_bytes"] >= 100_000 and status["catalogue"]["is_verified"]
     text = get(services, "/metrics")[1].decode()
-    assert 'jobagent_swarm_complete{package="VO_ALICE@Web::1",platform="Linux-x86_64"}' in text
+    labels = f'package="VO_ALICE@Web::1",platform="Linux-x86_64",digest="{published.package.key[:12]}"'
+    assert f"jobagent_swarm_complete{{{labels}}}" in text
+    assert f"jobagent_swarm_sent_bytes_total{{{labels}}}" in text
     assert all(line.startswith(("#", "jobagent_")) for line in text.splitlines())
     code, page, headers = get(services, "/")
     assert code == 200 and b"status.json" in page and headers["content-type"].startswith("text/html")

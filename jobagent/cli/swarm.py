@@ -8,18 +8,21 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobagent.central.services.plot import Sample, plot_traffic, read_samples, write_samples
+from jobagent.central.services.plot import Sample, plot_traffic, read_samples, samples_of, write_samples
 from jobagent.config import Config, load
 from jobagent.errors import CatalogueUnreachable, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 TIMEOUT_S = 10.0
 MAX_STATUS_BYTES = 64 << 20
+WINDOW_S = 30.0  # over which rates are taken: peers report at intervals
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,22 +37,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     status.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (default: 2)")
     status.add_argument("--record", type=Path, metavar="FILE", help="write the traffic here, for jobagent swarm plot")
     plot = commands.add_parser("plot", help="draw server and swarm bytes over time")
-    plot.add_argument("run", type=Path, metavar="RUN", help="file of --record or of a benchmark")
-    plot.add_argument("-o", "--output", type=Path, metavar="PNG", help="default: RUN with the suffix .png")
+    plot.add_argument("run", metavar="RUN", help="file of --record or of a benchmark, or URL of central services")
+    plot.add_argument("-o", "--output", type=Path, metavar="PNG", help="default: RUN with .png, or swarm.png")
 
 
 def run(args: argparse.Namespace) -> int:
     """Show or draw."""
     if args.action == "plot":
-        output = args.output or args.run.with_suffix(".png")
-        plot_traffic(read_samples(args.run), output)
+        is_url = args.run.startswith(("http://", "https://"))
+        output = args.output or (Path("swarm.png") if is_url else Path(args.run).with_suffix(".png"))
+        samples = samples_of(_fetch(args.run, "history.json")) if is_url else read_samples(Path(args.run))
+        plot_traffic(samples, output)
         print(output)
         return 0
     url = args.url or _configured_url(load(args.config))
     if args.json:
         print(json.dumps(fetch_status(url)))
     elif args.once or not sys.stdout.isatty():
-        _print(_table(fetch_status(url), None))
+        _print(show(fetch_status(url), None))
     else:
         _watch(url, args.interval, args.record)
     return 0
@@ -57,22 +62,29 @@ def run(args: argparse.Namespace) -> int:
 
 def fetch_status(url: str) -> dict[str, Any]:
     """Return the status of the central services at `url`; raises CatalogueUnreachable."""
-    address = f"{url.rstrip('/')}/status.json"
+    document = _fetch(url, "status.json")
+    if "server" not in document:
+        raise CatalogueUnreachable(f"{url} is no status of central services")
+    return document
+
+
+def _fetch(url: str, name: str) -> dict[str, Any]:
+    address = f"{url.rstrip('/')}/{name}"
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
             document = json.loads(answer.read(MAX_STATUS_BYTES))
     except (OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise CatalogueUnreachable(f"{address}: {reason}", remedy="give the URL of jobagent serve") from error
-    if not isinstance(document, dict) or "server" not in document:
-        raise CatalogueUnreachable(f"{address} is no status of central services")
+    if not isinstance(document, dict):
+        raise CatalogueUnreachable(f"{address} is no answer of central services")
     return document
 
 
 def traffic(status: dict[str, Any]) -> Sample:
     """Totals of one look: web server and seeder count as the server."""
     server = int(status["server"]["seeder"].get("upload_bytes", 0)) + int(status["server"]["http_bytes"])
-    received = sum(int(p["transferred_bytes"]) for p in status["packages"])
+    received = int(status["server"]["received_bytes"])
     return Sample(float(status["time_s"]), server, received)
 
 
@@ -90,36 +102,58 @@ def _watch(url: str, interval_s: float, record: Path | None) -> None:
     from rich.live import Live
 
     samples: list[Sample] = []
-    previous: dict[str, Any] | None = None
+    looks: deque[dict[str, Any]] = deque()
     with Live(auto_refresh=False, screen=False) as live:
         while True:
-            status = fetch_status(url)
+            try:
+                status = fetch_status(url)
+            except CatalogueUnreachable as error:
+                if not samples:
+                    raise
+                live.update(f"{error.cause_line}; trying again", refresh=True)
+                time.sleep(interval_s)
+                continue
             samples.append(traffic(status))
             if record is not None:
                 write_samples(samples, record)
-            live.update(_table(status, previous), refresh=True)
-            previous = status
+            while looks and status["time_s"] - looks[0]["time_s"] > WINDOW_S:
+                looks.popleft()
+            live.update(show(status, looks[0] if looks else None), refresh=True)
+            looks.append(status)
             time.sleep(interval_s)
 
 
-def _table(status: dict[str, Any], previous: dict[str, Any] | None) -> Table:
-    from rich.table import Table
+def show(status: dict[str, Any], before: dict[str, Any] | None) -> Group:
+    """Draw one look; rates are those since the look `before`."""
+    from rich.console import Group
 
-    catalogue, server = status["catalogue"], status["server"]
+    catalogue, server, total = status["catalogue"], status["server"], traffic(status)
     state = f"catalogue version {catalogue['version']}" if catalogue["is_verified"] else "catalogue NOT VERIFIED"
-    sample = traffic(status)
-    rate = f", {_rate(sample, traffic(previous))}" if previous else ""
+    received = max(total.received_bytes, total.server_bytes)
+    share = f" ({100 * total.server_bytes / received:.1f} %)" if received else ""
     title = (
-        f"{state}, {server['peers']} peers, sent by this server {_bytes(sample.server_bytes)}, "
-        f"received by peers {_bytes(sample.received_bytes)}{rate}"
+        f"{state} · {server['peers']} peers · delivered {_bytes(total.received_bytes)}, of which this server sent "
     )
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for name in ("package", "platform", "sites"):
-        table.add_column(name, no_wrap=True)
-    for name in ("size", "complete", "downloading", "completions", "delivered"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for package in status["packages"]:
+    title += f"{_bytes(total.server_bytes)}{share}"
+    if before is not None:
+        then, seconds = traffic(before), max(total.time_s - before["time_s"], 1e-9)
+        title += f" · now {_rate(total.received_bytes - then.received_bytes, seconds)}, of which "
+        title += _rate(total.server_bytes - then.server_bytes, seconds)
+    parts: list[str | Table] = [title, "", _packages(status, before)]
+    if any(status["sites"]):
+        parts += ["", _sites(status, before)]
+    return Group(*parts)
+
+
+def _packages(status: dict[str, Any], before: dict[str, Any] | None) -> Table:
+    columns = ("size", "complete", "downloading", "completions", "copies", "delivered", "rate")
+    table = _table("package", "platform", "sites", numbers=columns)
+    earlier = {p["sha256"]: p["transferred_bytes"] for p in before["packages"]} if before else {}
+    seconds = max(status["time_s"] - before["time_s"], 1e-9) if before else 1.0
+    in_order = sorted(status["packages"], key=lambda p: (-p["incomplete"], -p["complete"], p["package"]))
+    for package in in_order:
         sites = " ".join(f"{name or 'elsewhere'}:{sum(counts)}" for name, counts in sorted(package["sites"].items()))
+        delivered = package["transferred_bytes"]
         table.add_row(
             package["package"] + ("" if package["state"] == "released" else f" ({package['state']})"),
             package["platform"],
@@ -128,15 +162,37 @@ def _table(status: dict[str, Any], previous: dict[str, Any] | None) -> Table:
             str(package["complete"]),
             str(package["incomplete"]),
             str(package["downloaded"]),
-            _bytes(package["transferred_bytes"]),
+            f"{package['sent_bytes'] / max(1, package['size_bytes']):.2f}",
+            _bytes(delivered),
+            _rate(delivered - earlier.get(package["sha256"], delivered), seconds),
         )
     return table
 
 
-def _rate(now: Sample, before: Sample) -> str:
-    seconds = max(now.time_s - before.time_s, 1e-9)
-    server, all_peers = now.server_bytes - before.server_bytes, now.received_bytes - before.received_bytes
-    return f"{_bytes(server / seconds)}/s of {_bytes(all_peers / seconds)}/s"
+def _sites(status: dict[str, Any], before: dict[str, Any] | None) -> Table:
+    table = _table("site", numbers=("complete", "downloading", "received", "rate"))
+    seconds = max(status["time_s"] - before["time_s"], 1e-9) if before else 1.0
+    for name, numbers in status["sites"].items():
+        received = numbers["received_bytes"]
+        then = before["sites"].get(name, numbers)["received_bytes"] if before else received
+        counts = (str(numbers["complete"]), str(numbers["incomplete"]))
+        table.add_row(name or "elsewhere", *counts, _bytes(received), _rate(received - then, seconds))
+    return table
+
+
+def _table(*names: str, numbers: tuple[str, ...]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _rate(count: float, seconds: float) -> str:
+    return f"{_bytes(count / seconds)}/s" if count > 0 else "–"
 
 
 def _bytes(count: float) -> str:
@@ -147,7 +203,7 @@ def _bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _print(table: Table) -> None:
+def _print(table: Group) -> None:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200

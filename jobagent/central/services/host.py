@@ -87,7 +87,13 @@ class CentralHost:
         keys = read_token_keys(settings.token_keys)
         neighbourhood = Neighbourhood(clock=time.monotonic, sites=parse_sites(settings.sites))
         self.services = Services(
-            self.watch, tracker, self.seeder, directory, keys, options.advertise, neighbourhood=neighbourhood
+            self.watch,
+            tracker,
+            self.seeder,
+            neighbourhood,
+            directory=directory,
+            token_keys=keys,
+            advertise=options.advertise,
         )
         self.web = WebServer(build(self.services), options.host, options.port)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from jobagent.errors import SiteError, UsageError
 
@@ -35,14 +36,16 @@ def read_samples(path: Path) -> list[Sample]:
         UsageError: It is not that.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            Sample(float(s["time_s"]), int(s["server_bytes"]), int(s["received_bytes"])) for s in document["samples"]
-        ]
+        return samples_of(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no run with samples: {error!r}") from error
+
+
+def samples_of(document: Any) -> list[Sample]:
+    """Read the samples of a run; raises ValueError, KeyError or TypeError where it has none."""
+    return [Sample(float(s["time_s"]), int(s["server_bytes"]), int(s["received_bytes"])) for s in document["samples"]]
 
 
 def plot_traffic(

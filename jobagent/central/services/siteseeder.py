@@ -92,6 +92,10 @@ class SiteSeeder:
         """Counters, as of any `Seeder`, and the bytes that are kept."""
         return {**self._swarm.status(), "kept_bytes": float(self._shelf.used_bytes())}
 
+    def sent(self) -> Mapping[str, int]:
+        """Nothing: libtorrent counts by session, see `status`."""
+        return {}
+
     def close(self) -> None:
         """End all fetches and leave the swarms; what was fetched stays.  Idempotent."""
         self._stopping.set()

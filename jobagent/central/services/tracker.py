@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -165,8 +166,10 @@ class Tracker:
         self._joined = 0
         self._peer_count = 0
         self._swept_s = clock()
+        self._site_received: Counter[str] = Counter()
         self.announces = 0
         self.refusals = 0
+        self.received_bytes = 0  # by all peers since the start, from whomever
 
     def announce(self, announce: Announce) -> Answer:
         """Note the peer and return others for it.
@@ -244,6 +247,15 @@ class Tracker:
         complete = swarm.complete + bool(self._home(key))
         return Counts(complete, swarm.incomplete, swarm.downloaded, swarm.transferred_bytes, by_site)
 
+    def sites(self) -> dict[str, dict[str, int]]:
+        """Complete and incomplete memberships, and bytes received since the start, by site; "" is elsewhere."""
+        found = {s: {"complete": 0, "incomplete": 0, "received_bytes": n} for s, n in self._site_received.items()}
+        for swarm in self._swarms.values():
+            for site, place in swarm.places.items():
+                found[site]["complete"] += place.complete
+                found[site]["incomplete"] += len(place.members) - place.complete
+        return dict(sorted(found.items()))
+
     @property
     def peer_count(self) -> int:
         """Members of all swarms."""
@@ -290,7 +302,10 @@ class Tracker:
             expires_s,
             announce.downloaded,
         )
-        swarm.transferred_bytes += max(0, announce.downloaded - (known.downloaded if known else 0))
+        received = max(0, announce.downloaded - (known.downloaded if known else 0))
+        swarm.transferred_bytes += received
+        self.received_bytes += received
+        self._site_received[site] += received
         swarm.put(peer)
         return peer
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.applications import Starlette
@@ -29,36 +28,21 @@ from jobagent.central.packaging import torrents
 from jobagent.central.services import announces, tokens
 from jobagent.central.services.neighbours import Neighbourhood
 from jobagent.central.services.pilotweb import SCRIPT, PilotEndpoint
+from jobagent.central.services.showing import Shown, metrics, note, status
 from jobagent.central.services.tracker import Announce, Refused, Tracker
-from jobagent.central.services.watch import CatalogueWatch
 from jobagent.errors import HostileArchive
-from jobagent.model import Package
 
-_INFOHASH_V2 = re.compile(r"[0-9a-f]{64}")
+_INFOHASH_V2 = _SHA256 = re.compile(r"[0-9a-f]{64}")
 CATALOGUE_DIRECTORIES = ("metadata", "archives", "torrents", "objects")
 
 
-class Seeding(Protocol):
-    """A seeder as it is shown."""
-
-    def seeded(self) -> Mapping[str, Package]:
-        """What is offered now, by digest."""
-
-    def status(self) -> Mapping[str, float]:
-        """Counters."""
-
-
 @dataclass(slots=True)
-class Services:
+class Services(Shown):
     """What runs in this process; None is what does not."""
 
-    watch: CatalogueWatch
-    tracker: Tracker | None = None
-    seeder: Seeding | None = None
     directory: Path | None = None
     token_keys: Mapping[str, Ed25519PublicKey] = dataclasses.field(default_factory=dict)
     advertise: str = ""
-    http_bytes: int = 0
     neighbourhood: Neighbourhood = dataclasses.field(default_factory=lambda: Neighbourhood(clock=time.monotonic))
 
 
@@ -67,6 +51,7 @@ def build(services: Services) -> Starlette:
     routes: list[BaseRoute] = [
         Route("/", _page(services)),
         Route("/status.json", _status(services)),
+        Route("/history.json", _history(services)),
         Route("/metrics", _metrics(services)),
     ]
     if services.tracker is not None:
@@ -99,6 +84,7 @@ class AnnounceEndpoint:
             server = ipaddress.ip_address(self._services.advertise or scope["server"][0])
             query = announces.parse(scope["query_string"], asker, server)
             answer = self._tracker.announce(self._qualified(query))
+            note(self._services)
             body = announces.encode_answer(answer, is_compact=query.is_compact, asker=asker)
         except (Refused, tokens.TokenRefused) as error:
             body = announces.encode_failure(error.cause_line)
@@ -152,8 +138,14 @@ class _Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.body":
-                self._services.http_bytes += len(message.get("body", b""))
+                count = len(message.get("body", b""))
+                self._services.http_bytes += count
+                if archive:
+                    self._services.archive_bytes[archive] += count
             await send(message)
+
+        _, _, below = scope["path"].partition("/archives/")
+        archive = below.partition("/")[0] if _SHA256.fullmatch(below.partition("/")[0]) else ""
 
         await self._app(scope, receive, counted)
 
@@ -161,84 +153,6 @@ class _Counted:
 async def _seeder_numbers(services: Services) -> Mapping[str, float]:
     """The seeder's counters, asked outside the event loop because libtorrent may take a while to answer."""
     return await run_in_threadpool(services.seeder.status) if services.seeder else {}
-
-
-def status(services: Services, seeder: Mapping[str, float]) -> dict[str, object]:
-    """Everything that the status page shows; plain JSON values, sizes in bytes, times in seconds since the epoch."""
-    snapshot = services.watch.snapshot()
-    seeded = services.seeder.seeded() if services.seeder else {}
-    packages = []
-    for package, swarm in snapshot.listed() if snapshot else ():
-        counts = services.tracker.counts(swarm) if services.tracker else None
-        packages.append(
-            {
-                "package": str(package.id),
-                "platform": package.platform,
-                "state": str(package.state),
-                "description": package.description,
-                "published_s": package.published_s,
-                "sha256": package.key,
-                "size_bytes": package.archive.size_bytes,
-                "infohash_v2": package.archive.infohash_v2,
-                "is_seeded": swarm in seeded,
-                "complete": counts.complete if counts else 0,
-                "incomplete": counts.incomplete if counts else 0,
-                "downloaded": counts.downloaded if counts else 0,
-                "transferred_bytes": counts.transferred_bytes if counts else 0,
-                "sites": dict(counts.by_site) if counts else {},
-            }
-        )
-    return {
-        "time_s": time.time(),
-        "catalogue": {
-            "is_verified": snapshot is not None,
-            "version": snapshot.freshness.version if snapshot else 0,
-            "expires_s": snapshot.freshness.expires_s if snapshot else 0,
-            "error": services.watch.last_error,
-        },
-        "packages": packages,
-        "server": {
-            "seeder": dict(seeder),
-            "http_bytes": services.http_bytes,
-            "announces": services.tracker.announces if services.tracker else 0,
-            "refusals": services.tracker.refusals if services.tracker else 0,
-            "peers": services.tracker.peer_count if services.tracker else 0,
-        },
-    }
-
-
-def metrics(services: Services, seeder: Mapping[str, float]) -> str:
-    """The numbers of `status` in Prometheus' text format."""
-    lines: list[str] = []
-
-    def family(name: str, kind: str, samples: Mapping[str, float]) -> None:
-        lines.append(f"# TYPE jobagent_{name} {kind}")
-        lines.extend(f"jobagent_{name}{labels} {value:.17g}" for labels, value in samples.items())
-
-    tracker, snapshot = services.tracker, services.watch.snapshot()
-    family("catalogue_expires_seconds", "gauge", {"": snapshot.freshness.expires_s if snapshot else 0})
-    family("http_sent_bytes_total", "counter", {"": services.http_bytes})
-    if seeder:
-        family("seeder_sent_bytes_total", "counter", {"": seeder["upload_bytes"]})
-        family("seeder_peers", "gauge", {"": seeder["peers"]})
-        family("seeder_packages", "gauge", {"": seeder["seeding"]})
-    if tracker is not None:
-        family("tracker_announces_total", "counter", {"": tracker.announces})
-        family("tracker_refusals_total", "counter", {"": tracker.refusals})
-        family("tracker_peers", "gauge", {"": tracker.peer_count})
-        counted = {
-            f'{{package="{package.id}",platform="{_escaped(package.platform)}"}}': tracker.counts(swarm)
-            for package, swarm in (snapshot.listed() if snapshot else ())
-        }
-        family("swarm_complete", "gauge", {k: c.complete for k, c in counted.items()})
-        family("swarm_incomplete", "gauge", {k: c.incomplete for k, c in counted.items()})
-        family("swarm_completions_total", "counter", {k: c.downloaded for k, c in counted.items()})
-        family("swarm_received_bytes_total", "counter", {k: c.transferred_bytes for k, c in counted.items()})
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 # Handlers of a few synchronous lines: `async` keeps them in the event loop, which alone may touch the tracker.
@@ -255,7 +169,19 @@ def _page(services: Services) -> Callable[[Request], object]:
 
 def _status(services: Services) -> Callable[[Request], object]:
     async def answer(request: Request) -> JSONResponse:
+        note(services)
         return JSONResponse(status(services, await _seeder_numbers(services)), headers={"cache-control": "no-store"})
+
+    return answer
+
+
+def _history(services: Services) -> Callable[[Request], object]:
+    """The traffic since the start, as `jobagent swarm plot` reads it."""
+
+    async def answer(request: Request) -> JSONResponse:
+        note(services)
+        samples = [dataclasses.asdict(sample) for sample in services.history.samples]
+        return JSONResponse({"samples": samples}, headers={"cache-control": "no-store"})
 
     return answer
 

@@ -31,6 +31,7 @@ class WebServer:
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         self._socket = _bound(host, port)
+        self._port = int(self._socket.getsockname()[1])
         self._host = host
         # proxy headers off: a client must not choose the address under which the tracker lists it
         config = uvicorn.Config(
@@ -52,7 +53,7 @@ class WebServer:
     @property
     def port(self) -> int:
         """The port that was bound."""
-        return int(self._socket.getsockname()[1])
+        return self._port
 
     @property
     def url(self) -> str:
