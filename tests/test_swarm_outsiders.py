@@ -88,6 +88,38 @@ def test_libtorrent_without_our_settings_fetches_from_our_seeder(tmp_path: Path)
         session.pause()
 
 
+def test_libtorrent_scrapes_our_tracker(tmp_path: Path) -> None:
+    """BEP 48, as a stock client reads it."""
+    with central(tmp_path) as services:
+        published, own = services.publish(size_bytes=100_000), address()
+        session = lt.session(
+            {
+                "listen_interfaces": f"{own}:0",
+                "outgoing_interfaces": own,
+                "enable_dht": False,
+                "enable_upnp": False,
+                "alert_mask": int(lt.alert_category.tracker),
+                "ssrf_mitigation": False,  # it forbids paths but /announce on loopback
+            }
+        )
+        parameters = lt.load_torrent_buffer(published.torrent)
+        parameters.trackers = [f"{services.url}/announce"]
+        parameters.save_path = str(tmp_path / "into")
+        handle = session.add_torrent(parameters)
+        seen: list[tuple[int, int]] = []
+
+        def is_scraped() -> bool:
+            found = [a for a in session.pop_alerts() if isinstance(a, lt.scrape_reply_alert)]
+            seen.extend((a.complete, a.incomplete) for a in found)
+            return bool(seen)
+
+        wait_until(lambda: services.tracker.peer_count == 1, 30)
+        handle.scrape_tracker()
+        wait_until(is_scraped, 20)
+        assert set(seen) <= {(1, 1), (2, 0)}  # the seeder, and this client on its way or there
+        session.pause()
+
+
 @pytest.mark.netns
 def test_transmission_fetches_from_our_tracker_and_seeder(tmp_path: Path) -> None:
     client = need("transmission-daemon")

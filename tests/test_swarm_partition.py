@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +27,9 @@ def needs_namespaces() -> None:
         pytest.skip("network namespaces need root")
 
 
-def client(directory: Path, server: Server, host: network.Host, number: int, delay_s: float = 0.0) -> Client:
+def client(
+    directory: Path, server: Server, host: network.Host, number: int, delay_s: float = 0.0, **swarm: float
+) -> Client:
     """An agent on a host."""
     spec = {
         "id": number,
@@ -40,7 +43,7 @@ def client(directory: Path, server: Server, host: network.Host, number: int, del
         "package": {"archive": describe(server.archive)},
         "torrent": str(server.torrent),
         "tracker": server.tracker,
-        "swarm": {},
+        "swarm": swarm,
         "timeout_s": 60.0,
         "clients": [spec],
     }
@@ -90,3 +93,35 @@ def test_half_of_a_partitioned_swarm_goes_on_without_the_center(tmp_path: Path) 
         link(center, "down")
         wait_until(lambda: not late.is_busy(), 40)
         assert "error" not in late.records[0], late.records
+
+
+@pytest.mark.acceptance(33)
+def test_what_was_given_up_in_a_long_cut_is_taken_up_by_the_next_agent(tmp_path: Path) -> None:
+    cut_for_longer_than_an_agent_waits(tmp_path, cut_s=4.0, patience_s=1.5)
+
+
+def cut_for_longer_than_an_agent_waits(directory: Path, *, cut_s: float, patience_s: float) -> None:
+    """The first agent says that nothing comes and ends; the next one on the node fetches only the rest."""
+    with (
+        network.hosts([8 * 4 * RATE, 8 * RATE]) as (center, node),
+        serving(Field(package_bytes=SIZE, is_shaped=True), directory, center) as server,
+    ):
+        with client(directory, server, node, 1, stall_timeout_s=patience_s) as first:
+            first.wait_ready()
+            first.go()
+            wait_until(lambda: center.sent_bytes() > SIZE / 2, 30)
+            link(node, "down")
+            begun = time.monotonic()
+            wait_until(lambda: not first.is_busy(), 2 * patience_s + 20)
+            (record,) = first.records
+            assert "no progress" in record["error"], record
+        time.sleep(max(0.0, begun + cut_s - time.monotonic()))  # the rest of the cut
+        link(node, "up")
+        with client(directory, server, node, 2) as second:
+            second.wait_ready()
+            shutil.move(directory / "client1" / "archive.part", directory / "client2")
+            second.go()
+            wait_until(lambda: not second.is_busy(), 60)
+            (record,) = second.records
+            assert "error" not in record, record
+            assert 0 < record["seeder_bytes"] < 0.75 * SIZE
