@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import report
+from bench import report, seeding, simulate
 from bench.swarm_programme import GROUPS
 
-NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks")
+NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "seeding")
 SWARM = "swarm-"  # and a group of `swarm_programme`, whose figures go into docs/performance.md
-ALL = (*NAMES, *(SWARM + group for group in GROUPS))
+ALL = (*NAMES, *(SWARM + group for group in GROUPS), "simulate")  # which the groups before it check
 LIMIT_S = 1800
 
 
@@ -46,6 +46,9 @@ def main() -> int:
             failed.append(name)
         else:
             figures[name] = json.loads(output.read_text())
+    for name, page in (("seeding", seeding.page), ("simulate", simulate.page)):
+        if name in figures:
+            report.put(name, page(figures[name]))
     report.write(figures[name] for name in figures if name.startswith(SWARM))
     options.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"figures: {options.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))

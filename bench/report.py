@@ -62,6 +62,16 @@ def write(groups: Iterable[Mapping[str, Any]], page: Path = PAGE) -> None:
     print(page)
 
 
+def put(name: str, content: str, page: Path = PAGE) -> None:
+    """Replace what is between the markers of `name`."""
+    begin, end = f"<!-- made by bench: {name} -->\n", "<!-- end -->"
+    before, found, after = page.read_text(encoding="utf-8").partition(begin)
+    if not found or end not in after:
+        print(f"{page} has no place for {name}", file=sys.stderr)
+        return
+    page.write_text(f"{before}{begin}{content}\n{after[after.index(end) :]}", encoding="utf-8")
+
+
 def origin(group: Mapping[str, Any]) -> str:
     """From which run the figures are."""
     runs = [len(row["runs"]) for row in group["rows"] if row["runs"]]

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--full", action="store_true", help="watch for five minutes")
     parser.add_argument("--packages", type=int, default=200)
-    parser.add_argument("--size", type=float, default=1.0, metavar="MB", help="of each package")
+    parser.add_argument("--size", type=float, default=6.0, metavar="MB", help="of each package")
     parser.add_argument("--watch", type=float, metavar="S", help="seconds to watch the idle service (default: 60)")
     options = parser.parse_args()
     watch_s = options.watch or (300.0 if options.full else 60.0)
@@ -72,6 +72,7 @@ def measure(directory: Path, packages: int, size_bytes: int, watch_s: float) -> 
             sections={"node": f'socket = "{socket}"\n'},
         )
         with service(node, str(socket)) as process:
+            time.sleep(3.0)  # for its first look at the catalogue
             empty = resident_mb(process.pid)
             for first in range(0, packages, 50):
                 client.ask(str(socket), "prewarm", {"packages": names[first : first + 50]}, timeout_s=300.0)
@@ -91,6 +92,23 @@ def measure(directory: Path, packages: int, size_bytes: int, watch_s: float) -> 
         "ghosts": ghosts,
         "empty_rss_mb": round(empty, 1),
     }
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The figures as a table in Markdown."""
+    names = {
+        "rss_mb": "resident MB",
+        "cpu_percent": "% of a core",
+        "wakeups_per_s": "wake-ups/s",
+        "descriptors": "descriptors",
+        "threads": "threads",
+        "first_s": "s until all were announced",
+    }
+    head = f"| {figures['packages']} packages of {figures['package_bytes'] / 1e6:g} MB | "
+    lines = [head + " | ".join(names.values()) + " |", "|" + "---|" * (len(names) + 1)]
+    return "\n".join(
+        [*lines, f"| idle for {figures['watched_s']:g} s | " + " | ".join(str(figures[n]) for n in names) + " |"]
+    )
 
 
 def publish(world: World, packages: int, size_bytes: int) -> list[str]:

@@ -13,6 +13,7 @@ import argparse
 import ipaddress
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from jobagent.central.packaging.torrents import piece_size_for
 from jobagent.central.services.dealer import Mode
 from jobagent.central.services.tracker import Announce, Sites, Tracked, Tracker
 
-LAST_RUN = Path("build/bench-swarm.json")
+LAST_RUNS = ("build", "bench-swarm-*.json")
 NODES_OF_SITE = 500
 COMPARED = ("copies", "median_s", "last_s")
 WIRE_OVERHEAD = 0.06  # of what an interface counts, over payload: headers and acknowledgements
@@ -48,14 +49,12 @@ def main() -> int:
     parser.add_argument(
         "--full", action="store_true", help="also the largest grid with more ways to arrive and elect"
     )
-    parser.add_argument(
-        "--measured", type=Path, nargs="*", metavar="FILE", help=f"default: {LAST_RUN} if it is there"
-    )
+    parser.add_argument("--measured", type=Path, nargs="*", metavar="FILE", help=f"default: {'/'.join(LAST_RUNS)}")
     parser.add_argument("--nodes", type=int, nargs="*", metavar="N", help=f"default: {' '.join(map(str, SIZES))}")
     parser.add_argument("--figure", type=Path, metavar="SVG", help="draw it here")
     options = parser.parse_args()
-    files = options.measured if options.measured is not None else [f for f in (LAST_RUN,) if f.exists()]
-    checks = [check(run) for file in files for run in runs_of(file)]
+    files = options.measured if options.measured is not None else sorted(Path(LAST_RUNS[0]).glob(LAST_RUNS[1]))
+    checks = [check(runs) for file in files for runs in rows_of(file)]
     print_checks(checks)
     results = []
     for case in cases(options.nodes or SIZES, is_full=options.full):
@@ -75,13 +74,16 @@ def main() -> int:
 # --- against measured runs
 
 
-def runs_of(file: Path) -> list[dict[str, Any]]:
-    """The finished runs of our own seeder in a file of `bench.swarm`."""
+def rows_of(file: Path) -> list[list[dict[str, Any]]]:
+    """The finished runs of our own seeder in a file of `bench.swarm` or `bench.swarm_programme`, repeats together."""
     document = json.loads(file.read_text())
-    runs = document.get("runs", [document])
-    return [
-        r for r in runs if r.get("peer") == "agent" and not r["unfinished"] and r["slots"] == 1 and "median_s" in r
-    ]
+    rows = [row["runs"] for row in document.get("rows", ())] or [document.get("runs", [document])]
+    return [found for row in rows if (found := [run for run in row if _is_comparable(run)])]
+
+
+def _is_comparable(run: dict[str, Any]) -> bool:
+    is_ours = run.get("peer") == "agent" and not run["unfinished"] and "median_s" in run
+    return is_ours and run["slots"] == 1 and not run.get("has_site_seeders") and not run["swarm"]
 
 
 def case_of(run: dict[str, Any]) -> Case:
@@ -93,6 +95,7 @@ def case_of(run: dict[str, Any]) -> Case:
         node_rate=float(run["client_rate"]),
         server_rate=float(run["server_rate"]),
         sites=run.get("sites", 0),
+        site_rate=float(run.get("site_rate", 0)),
         arrivals_s=run["arrivals_s"],
         mode=Mode(run["mode"]),
         overhead=OVERHEAD if is_shaped else 0.0,  # the programs' own limiters count payload
@@ -100,22 +103,24 @@ def case_of(run: dict[str, Any]) -> Case:
     )
 
 
-def check(run: dict[str, Any]) -> dict[str, Any]:
-    """Simulate a measured run five times over, and return both with the relative error of each figure."""
-    case = case_of(run)
+def check(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Simulate measured repeats five times over; return the medians of both, with the relative error of each."""
+    first, case = runs[0], case_of(runs[0])
+    measured = {name: statistics.median(float(run[name]) for run in runs) for name in COMPARED}
     found = [simulate(replace(case, seed=seed)).figures() for seed in range(1, 6)]
-    simulated = {name: sum(f[name] for f in found) / len(found) for name in COMPARED}
-    if run["is_shaped"]:
+    simulated = {name: statistics.median(float(f[name]) for f in found) for name in COMPARED}
+    if first["is_shaped"]:
         simulated["copies"] *= 1 + WIRE_OVERHEAD
-    name = f"{run['clients']} {'hosts' if run['is_shaped'] else 'on loopback'}"
-    name += f", {run['sites']} sites" if run.get("sites") else ""
-    name += f", over {run['arrivals_s']:g} s" if run["arrivals_s"] else ""
+    name = f"{first['clients']} {'hosts' if first['is_shaped'] else 'on loopback'}"
+    name += f", {first['sites']} sites" if first.get("sites") else ""
+    name += f", over {first['arrivals_s']:g} s" if first["arrivals_s"] else ""
     return {
-        "run": name + (f", {run['mode']}" if run["mode"] != "default" else ""),
-        "measured": {n: run[n] for n in COMPARED},
+        "run": name + (f", {first['mode']}" if first["mode"] != "default" else ""),
+        "repeats": len(runs),
+        "measured": measured,
         "simulated": {n: round(v, 3) for n, v in simulated.items()},
-        "error": {n: round(v / run[n] - 1.0, 3) for n, v in simulated.items()},
-        "is_void": run.get("is_void", False),
+        "error": {n: round(v / measured[n] - 1.0, 3) for n, v in simulated.items()},
+        "is_void": all(run.get("is_void", False) for run in runs),
     }
 
 
@@ -215,6 +220,24 @@ def print_row(row: dict[str, Any], *, is_first: bool) -> None:
         print(f"central server {GRID.server_rate / 1e6:g} MB/s, sites {GRID.site_rate / 1e9:g} GB/s")
         print(" ".join(f"{title:>12}" for title in COLUMNS.values()))
     print(" ".join(f"{'-' if row[n] is None else row[n]:>12}" for n in COLUMNS), flush=True)
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The figures as tables in Markdown, for docs/performance.md."""
+    parts = []
+    if figures["checks"]:
+        parts += ["| measured runs | copies | median s | last s |", "|---|---|---|---|"]
+        for one in figures["checks"]:
+            cells = (
+                f"{one['measured'][n]:.2f} → {one['simulated'][n]:.2f} ({one['error'][n]:+.0%})" for n in COMPARED
+            )
+            parts.append(f"| {one['run']}{' †' if one['is_void'] else ''} | " + " | ".join(cells) + " |")
+        largest = ", ".join(f"{name.removesuffix('_s')} {error:.0%}" for name, error in figures["error"].items())
+        parts += ["", f"Measured → simulated (error); largest error: {largest}.", ""]
+    parts += ["| simulated: " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in figures["simulated"]:
+        parts.append("| " + " | ".join("–" if row[n] is None else f"{row[n]:,}" for n in COLUMNS) + " |")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":
