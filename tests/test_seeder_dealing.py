@@ -101,6 +101,33 @@ def test_overdue_piece_is_dealt_to_somebody_else() -> None:
     assert sorted(deals.deal("quick", PLAIN.overdue_s + 0.1)) == sorted(stuck)
 
 
+def test_piece_that_waits_for_our_link_is_not_overdue() -> None:
+    deals = dealer(pieces=PLAIN.window)
+    deals.join("a", 0.0)
+    deals.join("b", 0.0)
+    waiting = deals.deal("a", 0.0)
+    for second in range(1, 30):
+        deals.waits("a", waiting, float(second))
+        assert not deals.revise(float(second)) or second > PLAIN.neglected_s
+    deals.has("b", waiting[0], 29.0)
+    assert deals.revise(29.0 + PLAIN.overdue_s + 0.1)
+    assert set(deals.deal("b", 29.0 + PLAIN.overdue_s + 0.1)) == set(waiting[1:])
+
+
+def test_in_a_slow_crowd_nobody_is_neglected_but_who_waits_longer() -> None:
+    deals = dealer()
+    deals.join("seed", 0.0)
+    deals.has_many("seed", range(PIECES), 0.0)
+    for peer in range(9):
+        deals.join(peer, 0.0)
+        deals.has(peer, 0, 5.0 if peer else 0.0)
+    assert PLAIN.neglected_s < 7.0
+    deals.revise(7.0)
+    assert deals.deal(1, 7.0) == [] and deals.deal(0, 7.0)
+    deals.revise(100.0)
+    assert deals.deal(1, 100.0)
+
+
 def test_dealer_steps_back_when_the_swarm_has_everything() -> None:
     deals = dealer()
     deals.join("seed", 0.0)

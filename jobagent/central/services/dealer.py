@@ -30,8 +30,9 @@ class DealingPolicy:
     """How generous a dealer is.
 
     At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
-    What does not arrive within `overdue_s` is dealt again if nobody holds it; a peer that for `neglected_s` got
-    nothing from its neighbours is served like an only client.  `spare_copies` of the package may be dealt beyond the
+    What a peer does not take within `overdue_s` is dealt again if nobody holds it; a peer that for `neglected_s` got
+    nothing from its neighbours, and that for much longer than the middle one, is served like an only client.
+    `spare_copies` of the package may be dealt beyond the
     first, rarest pieces first, in the second half of the way to peers that are `lagging` of it behind the middle one.
     """
 
@@ -50,6 +51,10 @@ class DealingPolicy:
             Mode.FAST: cls(spare_copies=1e6, lagging=-1.0, neglected_s=1.0),
             Mode.MINIMAL_UPLINK: cls(spare_copies=0.0, neglected_s=15.0, overdue_s=15.0),
         }[mode]
+
+
+NEGLECT_FACTOR = 3.0  # in a crowd on slow links everybody waits for long: neglected is who waits longer
+LONGEST_NEGLECT_FACTOR = 5.0  # of `neglected_s`; also where everybody is walled off, everybody is served at last
 
 
 @dataclass(slots=True)
@@ -75,6 +80,7 @@ class Dealer:
         choice.shuffle(self._fresh)
         self._choice = choice
         self._spare = int(policy.spare_copies * pieces)
+        self._patience_s = policy.neglected_s
         self._middle = 0  # pieces of the middle peer, as of the last revision
         self.dealt = 0
 
@@ -125,6 +131,13 @@ class Dealer:
         if state.dealt:
             state.window = min(self._policy.max_window, max(state.window, len(state.dealt)) + 1)
 
+    def waits(self, peer: Hashable, pieces: Iterable[int], now_s: float) -> None:
+        """A peer asked for pieces that our link has not sent yet: they are not overdue by its fault."""
+        dealt = self._peers[peer].dealt
+        for piece in pieces:
+            if piece in dealt:
+                dealt[piece] = now_s
+
     def is_complete(self, peer: Hashable) -> bool:
         """Whether a peer has everything."""
         return self._peers[peer].count == self._pieces
@@ -154,6 +167,10 @@ class Dealer:
                 if not self._holders[piece] and piece not in known:
                     self._fresh.append(piece)
                     known.add(piece)
+        waiting = sorted(now_s - p.served_s for p in self._peers.values() if p.count < self._pieces)
+        usual_s = waiting[(len(waiting) - 1) // 2] if len(waiting) > 1 else 0.0
+        shortest_s = self._policy.neglected_s
+        self._patience_s = min(LONGEST_NEGLECT_FACTOR * shortest_s, max(shortest_s, NEGLECT_FACTOR * usual_s))
         counts = sorted(peer.count for peer in self._peers.values())
         self._middle = counts[len(counts) // 2] if counts else 0
         return bool(self._fresh) or any(
@@ -181,7 +198,7 @@ class Dealer:
         return self._spare > 0 and is_late and self._policy.lagging * self._pieces < behind
 
     def _is_neglected(self, state: _Peer, now_s: float) -> bool:
-        return state.count < self._pieces and now_s - state.served_s > self._policy.neglected_s
+        return state.count < self._pieces and now_s - state.served_s > self._patience_s
 
     def _rarest(self, state: _Peer) -> int | None:
         missing = [p for p in _bits(self._all & ~state.has) if p not in state.dealt]

@@ -172,10 +172,10 @@ class DealingSeeder:
                 if not package.connections:
                     package.close()
                     continue
-                must_deal = package.dealer.revise(now_s)
                 for connection in list(package.connections):
                     connection.check(now_s)
-                    if must_deal:
+                if package.dealer.revise(now_s):
+                    for connection in list(package.connections):
                         connection.deal()
                 complete = [c for c in package.connections if c.is_complete()]
                 for connection in complete[WITNESSES:]:

@@ -147,6 +147,8 @@ class Connection(asyncio.Protocol):
     def check(self, now_s: float) -> None:
         """Close a connection that is silent for too long; a peer that says nothing of its pieces has none."""
         self._has_spoken = True
+        if self._package is not None and self.wishes:
+            self._package.dealer.waits(self, {piece for piece, _, _ in self.wishes}, now_s)
         if now_s - self._heard_s > SILENCE_TIMEOUT_S:
             self.end()
 
