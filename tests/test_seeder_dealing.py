@@ -32,7 +32,8 @@ from tests.swarm_field import address, agents, central, publish, wait_until
 
 PIECES = 40
 PIECE_BYTES = torrents.piece_size_for(300_000)
-PLAIN = DealingPolicy(spare_copies=0.0)
+OVERDUE_S = 15.1  # where nobody gets anything from anybody, patience is longest
+PLAIN = DealingPolicy(spare_copies=0.0, help_copies=100.0)
 
 
 def dealer(policy: DealingPolicy = PLAIN, pieces: int = PIECES) -> Dealer:
@@ -97,8 +98,8 @@ def test_overdue_piece_is_dealt_to_somebody_else() -> None:
         deals.has(piece, piece, 0.0)
     deals.join("quick", 0.0)
     assert deals.deal("quick", 0.0) == []
-    assert deals.revise(PLAIN.overdue_s + 0.1)
-    assert sorted(deals.deal("quick", PLAIN.overdue_s + 0.1)) == sorted(stuck)
+    assert deals.revise(OVERDUE_S)
+    assert sorted(deals.deal("quick", OVERDUE_S)) == sorted(stuck)
 
 
 def test_piece_that_waits_for_our_link_is_not_overdue() -> None:
@@ -110,8 +111,8 @@ def test_piece_that_waits_for_our_link_is_not_overdue() -> None:
         deals.waits("a", waiting, float(second))
         assert not deals.revise(float(second)) or second > PLAIN.neglected_s
     deals.has("b", waiting[0], 29.0)
-    assert deals.revise(29.0 + PLAIN.overdue_s + 0.1)
-    assert set(deals.deal("b", 29.0 + PLAIN.overdue_s + 0.1)) == set(waiting[1:])
+    assert deals.revise(29.0 + OVERDUE_S)
+    assert set(deals.deal("b", 29.0 + OVERDUE_S)) == set(waiting[1:])
 
 
 def test_in_a_slow_crowd_nobody_is_neglected_but_who_waits_longer() -> None:
@@ -126,6 +127,22 @@ def test_in_a_slow_crowd_nobody_is_neglected_but_who_waits_longer() -> None:
     assert deals.deal(1, 7.0) == [] and deals.deal(0, 7.0)
     deals.revise(100.0)
     assert deals.deal(1, 100.0)
+
+
+def test_after_so_much_help_only_who_waits_longest_is_helped() -> None:
+    deals = dealer(DealingPolicy(spare_copies=0.0, help_copies=0.1))
+    deals.join("seed", 0.0)
+    deals.has_many("seed", range(PIECES), 0.0)
+    deals.join("walled", 0.0)
+    helped: list[int] = []
+    for now_s in (3.5, 4.0, 4.5):
+        deals.revise(now_s)
+        for piece in deals.deal("walled", now_s):
+            helped.append(piece)
+            deals.has("walled", piece, now_s)
+    assert len(helped) == PIECES // 10
+    deals.revise(15.5)
+    assert deals.deal("walled", 15.5)
 
 
 def test_dealer_steps_back_when_the_swarm_has_everything() -> None:

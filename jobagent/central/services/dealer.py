@@ -31,15 +31,19 @@ class DealingPolicy:
 
     At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
     What a peer does not take within `overdue_s` is dealt again if nobody holds it; a peer that for `neglected_s` got
-    nothing from its neighbours, and that for much longer than the middle one, is served like an only client.
-    `spare_copies` of the package may be dealt beyond the
-    first, rarest pieces first, in the second half of the way to peers that are `lagging` of it behind the middle one.
+    nothing from its neighbours is served like an only client.  In a crowd on slow links all of this takes longer, and
+    many look neglected in turn: both times follow those of the middle peer, and after `help_copies` of the package,
+    which fill up again in ten minutes, only who waits for the longest time is neglected.
+
+    `spare_copies` of the package may be dealt beyond the first, rarest pieces first, in the second half of the way to
+    peers that are `lagging` of it behind the middle one.
     """
 
     window: int = 3
     max_window: int = 64
     overdue_s: float = 4.0
     neglected_s: float = 3.0
+    help_copies: float = 0.1
     spare_copies: float = 0.15
     lagging: float = 0.03
 
@@ -48,13 +52,14 @@ class DealingPolicy:
         """The policy of a mode."""
         return {
             Mode.DEFAULT: cls(),
-            Mode.FAST: cls(spare_copies=1e6, lagging=-1.0, neglected_s=1.0),
+            Mode.FAST: cls(spare_copies=1e6, lagging=-1.0, neglected_s=1.0, help_copies=1e6),
             Mode.MINIMAL_UPLINK: cls(spare_copies=0.0, neglected_s=15.0, overdue_s=15.0),
         }[mode]
 
 
-NEGLECT_FACTOR = 3.0  # in a crowd on slow links everybody waits for long: neglected is who waits longer
-LONGEST_NEGLECT_FACTOR = 5.0  # of `neglected_s`; also where everybody is walled off, everybody is served at last
+OVERDUE_FACTOR, NEGLECT_FACTOR = 2.0, 3.0  # of the time that the middle peer has waited for its neighbours
+LONGEST_FACTOR = 5.0  # of `neglected_s`; where everybody is walled off, everybody is served at last
+REFILL_S = 600.0
 
 
 @dataclass(slots=True)
@@ -80,7 +85,11 @@ class Dealer:
         choice.shuffle(self._fresh)
         self._choice = choice
         self._spare = int(policy.spare_copies * pieces)
+        self._overdue_s = policy.overdue_s
         self._patience_s = policy.neglected_s
+        self._longest_s = LONGEST_FACTOR * policy.neglected_s
+        self._most_help = self._help_left = policy.help_copies * pieces
+        self._revised_s: float | None = None
         self._middle = 0  # pieces of the middle peer, as of the last revision
         self.dealt = 0
 
@@ -158,24 +167,33 @@ class Dealer:
 
     def revise(self, now_s: float) -> bool:
         """Take back what is overdue; return whether others may be dealt something.  Call about twice a second."""
+        self._follow_pace(now_s)
         known = set(self._fresh)
         for peer in self._peers.values():
-            overdue = [p for p, dealt_s in peer.dealt.items() if now_s - dealt_s > self._policy.overdue_s]
+            overdue = [p for p, dealt_s in peer.dealt.items() if now_s - dealt_s > self._overdue_s]
             for piece in overdue:
                 del peer.dealt[piece]
                 self._in_flight[piece] -= 1
                 if not self._holders[piece] and piece not in known:
                     self._fresh.append(piece)
                     known.add(piece)
-        waiting = sorted(now_s - p.served_s for p in self._peers.values() if p.count < self._pieces)
-        usual_s = waiting[(len(waiting) - 1) // 2] if len(waiting) > 1 else 0.0
-        shortest_s = self._policy.neglected_s
-        self._patience_s = min(LONGEST_NEGLECT_FACTOR * shortest_s, max(shortest_s, NEGLECT_FACTOR * usual_s))
         counts = sorted(peer.count for peer in self._peers.values())
         self._middle = counts[len(counts) // 2] if counts else 0
         return bool(self._fresh) or any(
             self._is_neglected(p, now_s) or self._is_lagging(p) for p in self._peers.values()
         )
+
+    def _follow_pace(self, now_s: float) -> None:
+        """Set how long to wait for peers, by the middle one of those that are not complete."""
+        waiting = sorted(now_s - p.served_s for p in self._peers.values() if p.count < self._pieces)
+        usual_s = waiting[(len(waiting) - 1) // 2] if len(waiting) > 1 else 0.0
+        policy = self._policy
+        self._overdue_s = max(policy.overdue_s, min(self._longest_s, OVERDUE_FACTOR * usual_s))
+        self._patience_s = min(self._longest_s, max(policy.neglected_s, NEGLECT_FACTOR * usual_s))
+        if self._revised_s is not None:
+            filled = self._most_help * (now_s - self._revised_s) / REFILL_S
+            self._help_left = min(self._most_help, self._help_left + filled)
+        self._revised_s = now_s
 
     def _next(self, state: _Peer, now_s: float) -> int | None:
         for at in range(len(self._fresh) - 1, -1, -1):
@@ -186,6 +204,7 @@ class Dealer:
                 del self._fresh[at]
                 return piece
         if self._is_neglected(state, now_s):
+            self._help_left = max(0.0, self._help_left - 1)
             return self._rarest(state)
         if self._is_lagging(state):
             self._spare -= 1
@@ -198,7 +217,8 @@ class Dealer:
         return self._spare > 0 and is_late and self._policy.lagging * self._pieces < behind
 
     def _is_neglected(self, state: _Peer, now_s: float) -> bool:
-        return state.count < self._pieces and now_s - state.served_s > self._patience_s
+        patience_s = self._patience_s if self._help_left >= 1 else self._longest_s
+        return state.count < self._pieces and now_s - state.served_s > patience_s
 
     def _rarest(self, state: _Peer) -> int | None:
         missing = [p for p in _bits(self._all & ~state.has) if p not in state.dealt]
