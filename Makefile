@@ -62,7 +62,7 @@ bench: $(READY)
 	@$(BIN)/python -m bench
 
 soak: $(READY) system-tools
-	@$(BIN)/python -m pytest -q -m soak --override-ini addopts= tests/soak
+	@$(BIN)/python -m pytest -q -m soak --override-ini addopts= tests
 
 # By coverage, so many seconds for each reader of strangers' bytes.
 FUZZ_SECONDS ?= 20
