@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import jobagent
 from jobagent.condor.execution_point import hooks, transfer
-from jobagent.condor.execution_point.startd_cron import of_status, unavailable
+from jobagent.condor.execution_point.startd_cron import fitting, of_status, unavailable
+from jobagent.condor.language import longform
 
 CODE = Path(jobagent.__file__).parent.parent
 AD = b'ClusterId = 7\nProcId = 1\nEnvironment = "A=1"\nPackages = { "VO_ALICE@Tool::1" }\nOther = "x"\n'
@@ -188,15 +189,23 @@ def test_the_machine_ad_is_not_ready_without_a_service() -> None:
 
 def test_the_machine_ad_tells_what_plugins_add_and_nothing_twice() -> None:
     status = {
-        "version": "1", "ready": True, "reason": "", "failures": 0, "packages": ["p"] * 5000, "leases": 3,
+        "version": "1", "ready": True, "reason": "", "failures": 0, "packages": ["p", "q"], "leases": 3,
         "usage": {"used_bytes": 5 << 20, "free_bytes": 7 << 20}, "swarm": None,
         "attributes": {"JobAgentBurstBufferGB": 5, "JobAgentReady": False},
     }  # fmt: skip
     found = of_status(status)
     assert found["JobAgentBurstBufferGB"] == 5
     assert found["JobAgentReady"] is True
-    assert len(found["JobAgentCachedPackages"]) == 2000  # type: ignore[arg-type]
+    assert found["JobAgentCachedPackages"] == ("p", "q")
     assert (found["JobAgentCacheUsedMB"], found["JobAgentCacheFreeMB"]) == (5, 7)
+
+
+def test_of_more_packages_than_an_ad_can_hold_those_in_use_are_told() -> None:
+    names = [f"VO_ALICE@Package{number}::v1-2-3" for number in range(5000)]
+    told = fitting([names[-1], *names])
+    assert names[-1] in told
+    assert 1000 < len(told) < 5000
+    assert len(longform.assignment("JobAgentCachedPackages", told)) < 60_000, "the startd would drop the line"
 
 
 # the transfer plugin

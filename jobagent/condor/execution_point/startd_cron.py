@@ -8,12 +8,14 @@ from __future__ import annotations
 from jobagent.condor.language import attributes, longform
 from jobagent.node import client
 
-MAX_PACKAGES = 2000  # an ad goes to the collector every few minutes, from every slot
+MAX_LIST_CHARACTERS = (
+    50_000  # an ad goes to the collector every few minutes, and the startd drops lines from 64 kB on
+)
 ASK_TIMEOUT_S = 10.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 
@@ -38,7 +40,7 @@ def of_status(status: Mapping[str, Any]) -> dict[str, longform.Value]:
         attributes.MACHINE_READY: bool(status["ready"]),
         attributes.MACHINE_REASON: readable(str(status["reason"])),
         attributes.MACHINE_FAILURES: int(status["failures"]),
-        attributes.MACHINE_CACHED_PACKAGES: tuple(status["packages"][:MAX_PACKAGES]),
+        attributes.MACHINE_CACHED_PACKAGES: fitting([*status.get("leased_packages", ()), *status["packages"]]),
         attributes.MACHINE_LEASES: int(status["leases"]),
         attributes.MACHINE_CACHE_USED_MB: int(usage.get("used_bytes", 0)) >> 20,
         attributes.MACHINE_CACHE_FREE_MB: int(usage.get("free_bytes", 0)) >> 20,
@@ -49,6 +51,19 @@ def of_status(status: Mapping[str, Any]) -> dict[str, longform.Value]:
     for name, value in (status.get("attributes") or {}).items():
         found.setdefault(name, readable(value) if isinstance(value, str) else value)
     return found
+
+
+def fitting(names: Sequence[str]) -> tuple[str, ...]:
+    """Return as many names, each once and in order, as one line of an ad may hold: those in use come first."""
+    found: dict[str, None] = {}
+    left = MAX_LIST_CHARACTERS
+    for name in names:
+        if name not in found:
+            left -= len(name) + 4
+            if left < 0:
+                break
+            found[name] = None
+    return tuple(sorted(found))
 
 
 def unavailable(reason: str) -> dict[str, longform.Value]:
