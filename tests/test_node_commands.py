@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from jobagent import processes
 from jobagent.node import client
-from jobagent.testing import accounts
+from jobagent.testing import accounts, interpreter
 from jobagent.testing.world import Node, World
 
 pytestmark = pytest.mark.swarm
@@ -162,13 +163,18 @@ def test_a_service_started_by_root_becomes_the_user_of_the_configuration(tmp_pat
     user = accounts.of_user()
     program = (
         "import os, sys; from pathlib import Path; from jobagent.cli.node import become\n"
-        "become(sys.argv[1], Path(sys.argv[2])); print(os.getuid(), os.geteuid(), os.getgid())"
+        "from jobagent.errors import ConfigurationError\n"
+        "try: become(sys.argv[1], Path(sys.argv[2]))\n"
+        "except ConfigurationError as error: print(error, file=sys.stderr)\n"
+        "print(os.getuid(), os.geteuid(), os.getgid())"
     )
     socket = tmp_path / "run" / "node.sock"
     argv = [sys.executable, "-c", program, user.name, str(socket)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(user.uid), str(user.uid), str(user.gid)]
     assert socket.parent.stat().st_uid == user.uid
+    is_closed = any(map(interpreter.closed_part, (Path(os.__file__), Path(processes.__file__))))
+    assert ("cannot read" in done.stderr) is is_closed, "an interpreter that the user cannot read is not named"
 
 
 def test_the_cache_can_be_looked_at_without_a_catalogue(tmp_path: Path) -> None:

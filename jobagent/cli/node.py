@@ -78,7 +78,7 @@ def become(name: str, socket_path: Path) -> None:
     Nothing where the name is empty or we are not root.
 
     Raises:
-        ConfigurationError: There is no such user.
+        ConfigurationError: There is no such user, or it cannot read this interpreter and the agent in it.
     """
     if not name or os.geteuid() != 0:
         return
@@ -93,6 +93,10 @@ def become(name: str, socket_path: Path) -> None:
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
     os.environ["HOME"] = user.pw_dir
+    if closed := next((path for path in (os.__file__, __file__) if not os.access(path, os.R_OK)), ""):
+        raise ConfigurationError(
+            f"[node] user {name!r} cannot read {closed}", remedy="install the agent where every user can, as in /opt"
+        )
 
 
 def describe(status: dict[str, Any]) -> list[str]:
