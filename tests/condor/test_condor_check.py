@@ -125,6 +125,7 @@ def test_programs_that_jobs_could_change_are_an_error(healthy: Facts) -> None:
         ({"port_error": "all taken"}, ("ports", Level.WARNING)),
         ({"start_error": "Permission denied"}, ("programs", Level.ERROR)),
         ({"disks": (Disk("EXECUTE", Path("/e"), 1 << 20, 10**7),)}, ("disk", Level.WARNING)),
+        ({"webs": ()}, ("catalogue", Level.ERROR)),
         ({"webs": (Web("catalogue", "u", reason="refused"),)}, ("catalogue", Level.ERROR)),
         ({"webs": (Web("tracker", "u", reason="refused", is_optional=True),)}, ("tracker", Level.WARNING)),
         ({"webs": (Web("catalogue", "u", clock_offset_s=-300.0),)}, ("clock", Level.WARNING)),

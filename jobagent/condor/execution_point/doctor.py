@@ -269,6 +269,9 @@ def cache(facts: Facts) -> Iterator[Finding]:
 
 def network(facts: Facts) -> Iterator[Finding]:
     """Catalogue and trackers answer, and agree with this node on the time."""
+    if not facts.webs:
+        remedy = "set [catalogue] urls and root in a file, and name that: jobagent --config FILE condor check"
+        yield Finding("catalogue", Level.ERROR, "no catalogue is configured", remedy)
     for web in facts.webs:
         if web.reason:
             level = Level.WARNING if web.is_optional else Level.ERROR
