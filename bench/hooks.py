@@ -29,9 +29,9 @@ from jobagent.testing.pool import Pool
 from jobagent.testing.world import World
 
 SLOTS = 3 * (os.cpu_count() or 1)  # payloads only sleep: what is busy is HTCondor and the agent
-PAYLOADS_S = (3, 1, 4, 2, 2.5)  # in turn, so that jobs do not start in step; HTCondor itself adds two seconds
+PAYLOADS_S = (2, 1, 3, 1.5, 2.5)  # in turn, so that jobs do not start in step; HTCondor itself adds two seconds
 BATCH = 50  # jobs; both sides' batches are of one size, because a batch's end leaves slots empty
-ROUNDS = {"quick": ("plain", "agent"), "full": ("agent", "plain", "agent", "agent", "plain", "agent")}
+ROUNDS = {"quick": ("plain", "agent"), "full": ("agent", "plain", "agent", "agent", "agent")}
 USUAL = "JOBAGENT_PERIOD = 20s\n"  # a site's, not the tests' quick one
 BATCH_LIMIT_S = 900.0
 LOGS = "STARTER_DEBUG = D_FULLDEBUG:1, D_SUB_SECOND\n"
