@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -9,12 +10,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from jobagent.central.services.plot import Sample, plot_traffic, read_samples, write_samples
 from jobagent.central.services.showing import History
 from jobagent.central.services.tracker import Policy
 from jobagent.cli import main
-from jobagent.cli.swarm import fetch_status
+from jobagent.cli.swarm import fetch_status, show
 from jobagent.errors import CatalogueUnreachable, UsageError
 from tests.swarm_field import agents, central, networks, wait_until
 
@@ -81,6 +83,28 @@ def test_status_shows_sites_copies_and_traffic_and_draws_it(
             wait_until(lambda: len(services.services.history.samples) >= 2)
         assert main.main(["swarm", "plot", services.url, "-o", str(tmp_path / "now.png")]) == 0
         assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_live_table_shows_rates_since_the_last_look() -> None:
+    def look(time_s: float, received: int, sites: dict[str, object]) -> dict[str, object]:
+        package = {
+            "package": "VO_ALICE@A::1", "platform": "any", "state": "released", "sha256": "a", "size_bytes": 10**6,
+            "complete": 1, "incomplete": 1, "downloaded": 0, "transferred_bytes": received, "sent_bytes": 1_100_000,
+            "sites": {"CERN": [0, 1]} if sites else {},
+        }  # fmt: skip
+        server = {"seeder": {"upload_bytes": received // 4}, "http_bytes": 0, "received_bytes": received, "peers": 1}
+        catalogue = {"is_verified": True, "version": 1}
+        return {"time_s": time_s, "catalogue": catalogue, "packages": [package], "sites": sites, "server": server}
+
+    before = look(100.0, 0, {})
+    now = look(110.0, 80_000_000, {"CERN": {"complete": 0, "incomplete": 1, "received_bytes": 80_000_000}})
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(show(now, before))
+    text = console.export_text()
+    assert "now 8.0 MB/s, of which 2.0 MB/s" in text and "1.10" in text
+    assert text.count("8.0 MB/s") == 3  # in all, of the package, of the site
+    console.print(show(before, None))
+    assert "/s" not in console.export_text().rpartition("catalogue")[2]
 
 
 @pytest.mark.swarm

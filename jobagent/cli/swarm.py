@@ -174,7 +174,7 @@ def _sites(status: dict[str, Any], before: dict[str, Any] | None) -> Table:
     seconds = max(status["time_s"] - before["time_s"], 1e-9) if before else 1.0
     for name, numbers in status["sites"].items():
         received = numbers["received_bytes"]
-        then = before["sites"].get(name, numbers)["received_bytes"] if before else received
+        then = before["sites"].get(name, {"received_bytes": 0})["received_bytes"] if before else received
         counts = (str(numbers["complete"]), str(numbers["incomplete"]))
         table.add_row(name or "elsewhere", *counts, _bytes(received), _rate(received - then, seconds))
     return table
