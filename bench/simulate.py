@@ -152,8 +152,7 @@ def cases(sizes: Sequence[int], *, is_full: bool) -> list[Case]:
     grids = [replace(GRID, nodes=n, sites=max(1, n // NODES_OF_SITE)) for n in sizes]
     if is_full:
         largest = grids[-1]
-        grids += [replace(largest, elected=4), replace(largest, arrivals_s=0.0), replace(largest, arrivals_s=300.0)]
-        grids += [replace(grids[0], sites=0)]
+        grids += [replace(largest, elected=4), replace(largest, arrivals_s=0.0), replace(grids[0], sites=0)]
     return grids
 
 
