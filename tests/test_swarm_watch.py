@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -18,7 +19,8 @@ from jobagent.central.services.tracker import Policy
 from jobagent.cli import main
 from jobagent.cli.swarm import fetch_status, show
 from jobagent.errors import CatalogueUnreachable, UsageError
-from tests.swarm_field import agents, central, networks, wait_until
+from jobagent.model import PackageId
+from tests.swarm_field import agents, central, networks, publish, wait_until
 
 RUN = [Sample(10.0, 0, 0), Sample(11.0, 5_000_000, 9_000_000), Sample(12.0, 6_000_000, 40_000_000)]
 
@@ -83,6 +85,19 @@ def test_status_shows_sites_copies_and_traffic_and_draws_it(
             wait_until(lambda: len(services.services.history.samples) >= 2)
         assert main.main(["swarm", "plot", services.url, "-o", str(tmp_path / "now.png")]) == 0
         assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.swarm
+def test_a_large_catalogue_is_shown_without_holding_up_announces(tmp_path: Path) -> None:
+    with central(tmp_path, is_seeding=False) as services:
+        (tmp_path / "one").mkdir()
+        package = publish(tmp_path / "one", size_bytes=1000).package
+        for number in range(3000):
+            services.catalogue.add(dataclasses.replace(package, id=PackageId("alice", f"P{number}", "1")))
+        wait_until(lambda: len(fetch_status(services.url)["packages"]) == 3000, 30)
+        times = [fetch_status(services.url)["time_s"] for _ in range(8)]
+        assert len(set(times)) < 8, "the status was made anew for every look"
+        wait_until(lambda: fetch_status(services.url)["time_s"] > times[-1])
 
 
 def test_live_table_shows_rates_since_the_last_look() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import ipaddress
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from jobagent.central.services.tracker import Announce, Refused, Tracker
 from jobagent.errors import HostileArchive
 
 _INFOHASH_V2 = _SHA256 = re.compile(r"[0-9a-f]{64}")
+STATUS_SHARE = 0.05  # of the event loop's time that making the status may take
 CATALOGUE_DIRECTORIES = ("metadata", "archives", "torrents", "objects")
 
 
@@ -168,9 +170,18 @@ def _page(services: Services) -> Callable[[Request], object]:
 
 
 def _status(services: Services) -> Callable[[Request], object]:
-    async def answer(request: Request) -> JSONResponse:
+    """The status, made anew so seldom that a page with twenty thousand packages does not hold up announces."""
+    body, until_s = b"", 0.0
+
+    async def answer(request: Request) -> Response:
+        nonlocal body, until_s
         note(services)
-        return JSONResponse(status(services, await _seeder_numbers(services)), headers={"cache-control": "no-store"})
+        if time.monotonic() >= until_s:
+            seeder = await _seeder_numbers(services)
+            start = time.monotonic()
+            body = json.dumps(status(services, seeder)).encode()
+            until_s = start + (time.monotonic() - start) / STATUS_SHARE
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     return answer
 
