@@ -97,17 +97,16 @@ def test_half_of_a_partitioned_swarm_goes_on_without_the_center(tmp_path: Path) 
 
 
 @pytest.mark.acceptance(33)
-def test_what_was_given_up_in_a_long_cut_is_taken_up_by_the_next_agent(tmp_path: Path) -> None:
-    cut_for_longer_than_an_agent_waits(tmp_path, cut_s=4.0, patience_s=1.5)
-
-
-def cut_for_longer_than_an_agent_waits(directory: Path, *, cut_s: float, patience_s: float) -> None:
+@pytest.mark.parametrize(("cut_s", "patience_s"), [(4.0, 1.5), pytest.param(60.0, 30.0, marks=pytest.mark.soak)])
+def test_what_was_given_up_in_a_long_cut_is_taken_up_by_the_next_agent(
+    tmp_path: Path, cut_s: float, patience_s: float
+) -> None:
     """The first agent says that nothing comes and ends; the next one on the node fetches only the rest."""
     with (
         network.hosts([8 * 4 * RATE, 8 * RATE]) as (center, node),
-        serving(Field(package_bytes=SIZE, is_shaped=True), directory, center) as server,
+        serving(Field(package_bytes=SIZE, is_shaped=True), tmp_path, center) as server,
     ):
-        with client(directory, server, node, 1, stall_timeout_s=patience_s) as first:
+        with client(tmp_path, server, node, 1, stall_timeout_s=patience_s) as first:
             first.wait_ready()
             first.go()
             wait_until(lambda: center.sent_bytes() > SIZE / 2, 30)
@@ -118,9 +117,9 @@ def cut_for_longer_than_an_agent_waits(directory: Path, *, cut_s: float, patienc
             assert "no progress" in record["error"], record
         time.sleep(max(0.0, begun + cut_s - time.monotonic()))  # the rest of the cut
         link(node, "up")
-        with client(directory, server, node, 2) as second:
+        with client(tmp_path, server, node, 2) as second:
             second.wait_ready()
-            shutil.move(directory / "client1" / "archive.part", directory / "client2")
+            shutil.move(tmp_path / "client1" / "archive.part", tmp_path / "client2")
             second.go()
             wait_until(lambda: not second.is_busy(), 60)
             (record,) = second.records
