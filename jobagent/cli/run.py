@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobagent import config as configuration
+from jobagent import processes
 from jobagent.cli import jobfile, report
 from jobagent.cli.progress import ProgressDisplay
 from jobagent.errors import JobAgentError, SiteError
@@ -50,6 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the job and return the payload's exit code, or a code of `jobagent.errors`."""
     config = configuration.load(args.config)
+    processes.keep_memory_together()
     base = kits.scratch_of(config)
     scratch.sweep(base)
     directory = scratch.JobDirectory(base)
