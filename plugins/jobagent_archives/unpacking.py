@@ -1,6 +1,7 @@
 """Members → tree on disk, hashed as it is written.
 
-One thread reads the archive in order, decides and writes; others decompress ahead of it, and one hashes behind it.
+One thread reads the archive in order, decides and writes; others decompress ahead of it, and one hashes behind it
+and writes what is large.
 Until the last member is written the tree holds real directories and files only, made by us in a directory of ours,
 so no path can lead out of it; symlinks come last, after all of them together were found to stay within the tree.
 """
@@ -22,9 +23,13 @@ from jobagent_archives import streams, tar
 
 MAX_PENDING_BYTES = 64 << 20  # written and not yet hashed
 _BATCH_BYTES = 1 << 20  # handed over to be hashed together: a hand-over costs as much as a small file
+_LARGE_BYTES = 128 << 10  # from here on writing takes longer than handing over
 _COPY_BYTES = 1 << 20
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINK_IMPOSSIBLE = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+_Piece = tuple["hashlib._Hash", memoryview | None, int]  # None: the file of that descriptor is complete
 
 
 class TarUnpacker:
@@ -144,36 +149,53 @@ class _Plan:
             raise HostileArchive(f"archive has more than the {self._signed.size_bytes} bytes that were signed")
 
 
-class _Hasher:
-    """Hashes on a thread of its own, in order and a little behind its caller, who is busy in system calls."""
+class _Behind:
+    """Hashes, and writes large files, on a thread of its own: in order, a little behind its caller.
+
+    The caller is busy with small files, where nearly all time is spent in the kernel's bookkeeping.
+    """
 
     def __init__(self) -> None:
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._batch: list[tuple[hashlib._Hash, memoryview]] = []
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._batch: list[_Piece] = []
         self._batch_bytes = 0
         self._pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
         self._pending_bytes = 0
+        self._open: set[int] = set()
 
-    def add(self, digest: hashlib._Hash, piece: memoryview) -> None:
-        """Have `piece` added to `digest`; it is, once `drain` has returned."""
-        self._batch.append((digest, piece))
-        self._batch_bytes += len(piece)
-        if self._batch_bytes >= _BATCH_BYTES:
-            self._flush()
+    def hash(self, digest: hashlib._Hash, data: memoryview) -> None:
+        """Have `data` added to `digest`; it is, once `drain` has returned."""
+        self._add((digest, data, -1))
+
+    def write(self, digest: hashlib._Hash, pieces: Iterator[memoryview], descriptor: int) -> None:
+        """Have `pieces` written to a file and hashed, and the file closed: now ours."""
+        self._open.add(descriptor)
+        for data in pieces:
+            self._add((digest, data, descriptor))
+        self._add((digest, None, descriptor))
 
     def drain(self) -> None:
-        """Wait for all that was added."""
+        """Wait for all that was added; raises OSError where it could not be written."""
         self._flush()
         self._wait(0)
 
     def close(self) -> None:
         """End the thread, whatever is left to do."""
         self._thread.shutdown(cancel_futures=True)
+        for descriptor in self._open:
+            os.close(descriptor)
+        self._open.clear()
+
+    def _add(self, piece: _Piece) -> None:
+        self._batch.append(piece)
+        self._batch_bytes += len(piece[1] or b"")
+        if self._batch_bytes >= _BATCH_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
         batch, size_bytes = self._batch, self._batch_bytes
         self._batch, self._batch_bytes = [], 0
-        self._pending.append((size_bytes, self._thread.submit(_update, batch)))
+        self._pending.append((size_bytes, self._thread.submit(self._carry_out, batch)))
         self._pending_bytes += size_bytes
         self._wait(MAX_PENDING_BYTES)
 
@@ -183,34 +205,44 @@ class _Hasher:
             future.result()
             self._pending_bytes -= size_bytes
 
+    def _carry_out(self, batch: Sequence[_Piece]) -> None:
+        for digest, data, descriptor in batch:
+            if data is None:
+                self._open.discard(descriptor)
+                os.close(descriptor)
+                continue
+            digest.update(data)
+            if descriptor >= 0:
+                _write_all(descriptor, data)
 
-def _update(batch: Sequence[tuple[hashlib._Hash, memoryview]]) -> None:
-    for digest, piece in batch:
-        digest.update(piece)
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 class _Writer:
     """Writes below one directory, from the caller's thread.
 
     Several threads in short system calls would pass Python's lock to and fro more often than they work, and two that
-    write one file spin on its inode's lock; so only hashing is done elsewhere.
+    write one file spin on its inode's lock; so only hashing, and the whole of large files, is done elsewhere.
     """
 
     def __init__(self, into: Path) -> None:
         self._digests: dict[str, hashlib._Hash] = {}
-        self._hasher = _Hasher()
+        self._behind = _Behind()
         self._root = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hasher.close()
+        self._behind.close()
         os.close(self._root)
 
     def digests(self) -> Mapping[str, str]:
         """Return the sha256 of every file, once all is hashed."""
-        self._hasher.drain()
+        self._behind.drain()
         return {path: digest.hexdigest() for path, digest in self._digests.items()}
 
     def make_directory(self, path: str) -> None:
@@ -222,11 +254,13 @@ class _Writer:
         """Write a file with the data that `source` has next."""
         digest = self._digests[member.path] = hashlib.sha256()
         descriptor = self._create(member.path, member.mode)
+        if member.size_bytes >= _LARGE_BYTES:
+            self._behind.write(digest, source.pieces(member.size_bytes), descriptor)
+            return
         try:
             for piece in source.pieces(member.size_bytes):
-                self._hasher.add(digest, piece)
-                while piece:
-                    piece = piece[os.write(descriptor, piece) :]
+                self._behind.hash(digest, piece)
+                _write_all(descriptor, piece)
         finally:
             os.close(descriptor)
 
@@ -237,6 +271,7 @@ class _Writer:
         except OSError as error:
             if error.errno not in _LINK_IMPOSSIBLE:
                 raise
+            self._behind.drain()
             self._copy(original, path)
         self._digests[path] = self._digests[original]
 
