@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,20 @@ SEEDS = seeds()
 DAMAGES = 40
 
 
-def test_every_target_has_an_example(tmp_path: Path) -> None:
-    assert set(Targets(tmp_path).all) == set(SEEDS)
+@pytest.fixture
+def targets(tmp_path: Path) -> Iterator[Targets]:
+    made = Targets(tmp_path)
+    yield made
+    made.close()
+
+
+def test_every_target_has_an_example(targets: Targets) -> None:
+    assert set(targets.all) == set(SEEDS)
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_a_damaged_example_is_read_or_refused(tmp_path: Path, name: str) -> None:
-    target, chance = Targets(tmp_path).all[name], random.Random(name)
+def test_a_damaged_example_is_read_or_refused(targets: Targets, name: str) -> None:
+    target, chance = targets.all[name], random.Random(name)
     for example in SEEDS[name]:
         target(example)
         for _ in range(DAMAGES):

@@ -19,6 +19,7 @@ from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
 from jobagent.central.services.dealing import DealingSeeder
 from jobagent.central.services.peerwire import (
     BITFIELD,
+    HASH_REQUEST,
     HAVE,
     HAVE_ALL,
     HAVE_NONE,
@@ -344,6 +345,18 @@ def test_hostile_peer_is_cut_off_and_the_seeder_goes_on(table: Table, case: str)
     peer.answer()
     HOSTILE[case](peer)
     assert peer.is_cut_off()
+    assert table.peer(name="b").answer()[28:48] == table.v2
+
+
+@pytest.mark.parametrize("kind", [REQUEST, HASH_REQUEST])
+def test_peer_that_asks_without_end_and_reads_nothing_is_cut_off(table: Table, kind: int) -> None:
+    """Each refusal is as long as the wish: without a bound the seeder would hold all of them for it."""
+    peer = table.peer()
+    peer.answer()
+    size = {REQUEST: 12, HASH_REQUEST: 48}[kind]
+    flood = (struct.pack(">IB", 1 + size, kind) + b"\xff" * size) * (50_000_000 // (5 + size))
+    with pytest.raises(ConnectionError):
+        peer.socket.sendall(flood)
     assert table.peer(name="b").answer()[28:48] == table.v2
 
 

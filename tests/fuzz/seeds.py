@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import struct
 import tarfile
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from jobagent import entry, manifest
 from jobagent.central.packaging import torrents
 from jobagent.contracts import ManifestEntry
 from tests.catalogue_field import entry_for
+from tests.fuzz.targets import HANDSHAKE
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -38,6 +40,11 @@ def seeds() -> dict[str, list[bytes]]:
         "wire": [b'{"v":1,"op":"prepare","job":"x","holder":4711}\n'],
         "announce": [b"info_hash=" + b"a" * 20 + b"&peer_id=" + b"b" * 20 + b"&port=6881&left=0&event=started&k=x"],
         "token": [b'{"e": 1, "n": "alice", "s": ""}'],
+        "peer": [
+            b"\xff" + HANDSHAKE + peer(15) + peer(4, 0) + peer(2) + peer(6, 0, 0, 16384) + peer(8, 0, 0, 16384),
+            b"\x09" + HANDSHAKE + peer(14) + peer(3) + peer(21, *[1] * 12) + bytes(4),
+            b"\x44" + HANDSHAKE + b"\0\0\0\4\5\xff\xff\xf0" + peer(6, 19, 0, 16384),
+        ],
         "notation": [
             b'export A="$B:${C:-x}"\nexport ROOT_ROOT=${WORK_DIR}/slc7/Tool/1\n',
             b"#%Module1.0\nset version 1\nsetenv A $::env(BASEDIR)/Tool/$version\nprepend-path PATH $A/bin\n",
@@ -47,6 +54,11 @@ def seeds() -> dict[str, list[bytes]]:
         "tar.gz": [gzip.compress(archive)],
         "tar.xz": [lzma.compress(archive)],
     }
+
+
+def peer(kind: int, *numbers: int) -> bytes:
+    """A message of the peer protocol."""
+    return struct.pack(f">IB{len(numbers)}I", 1 + 4 * len(numbers), kind, *numbers)
 
 
 def torrent() -> bytes:

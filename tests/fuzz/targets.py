@@ -5,17 +5,22 @@ Each checks that what is refused is refused in one line, and where the bytes nam
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import ipaddress
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from jobagent import bencode, entry, manifest
 from jobagent.central.packaging import torrents
 from jobagent.central.services import announces, tokens
+from jobagent.central.services.dealer import Dealer, DealingPolicy
+from jobagent.central.services.peerwire import MAX_WISHES, PROTOCOL, Connection, DealtPackage
 from jobagent.central.services.tracker import Refused
 from jobagent.condor.language import ads, environment, jdl, longform, submit
 from jobagent.errors import JobAgentError
@@ -26,6 +31,8 @@ from jobagent_environment.places import NotUnderstood, Place
 from tests.packages import signed
 
 SIGNED_BYTES, SIGNED_FILES = 100_000, 30
+PIECES, INFOHASH = 20, b"i" * 20
+HANDSHAKE = PROTOCOL + bytes([0] * 7 + [0x14]) + INFOHASH + b"-XX0001-somebody-new"
 PLACE = Place("Tool", "1", "slc7", Path("/cvmfs/tool"))
 
 
@@ -42,11 +49,37 @@ def refuse(read: Callable[[], object], *refusals: type[Exception]) -> None:
         assert "\n" not in str(error), repr(str(error))
 
 
+class Ears(asyncio.Transport):
+    """The other end of a peer's connection: takes what is written and gives it to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = 0
+        self.is_aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.written
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """As asyncio's."""
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
 class Targets:
     """The targets by name; `directory` is empty and on a fast file system."""
 
     def __init__(self, directory: Path) -> None:
+        """Targets hold an event loop, which `close` ends."""
         self.directory = directory
+        self._loop = asyncio.new_event_loop()
         self.all: dict[str, Callable[[bytes], None]] = {
             "jdl": lambda data: refuse(lambda: jdl.parse(text_of(data))),
             "submit": lambda data: refuse(lambda: submit.parse(text_of(data), base_directory=directory)),
@@ -59,9 +92,14 @@ class Targets:
             "wire": lambda data: refuse(lambda: wire.decode_request(data), wire.WireError),
             "announce": self.announce,
             "token": self.token,
+            "peer": self.peer,
             "notation": self.notation,
             **{f: lambda data, f=f: self.archive(data, f) for f in ("tar", "tar.zst", "tar.gz", "tar.xz")},
         }
+
+    def close(self) -> None:
+        """End the event loop."""
+        self._loop.close()
 
     def environment(self, data: bytes) -> None:
         """The environment of a job ad, in both of HTCondor's forms."""
@@ -104,6 +142,34 @@ class Targets:
         claims = base64.urlsafe_b64encode(data[:400]).decode()
         for token in (data.decode("ascii", "replace"), f"{claims}.{claims}"):
             refuse(lambda token=token: tokens.verify(token, {}, now_s=0.0))  # type: ignore[misc]
+
+    def peer(self, data: bytes) -> None:
+        """What a peer says to the seeder that deals, in pieces of any length; the first byte says of which."""
+
+        async def talk() -> None:
+            dealer = Dealer(PIECES, DealingPolicy(), random.Random(1))
+            package = DealtPackage("key", Path(__file__), INFOHASH, PIECES * 16384, 16384, dealer)
+            host = SimpleNamespace(
+                clock=lambda: 0.0,
+                peer_id=b"-JS0100-fuzzing-here",
+                packages={INFOHASH: package},
+                connections=set(),
+                wants_to_send=lambda connection: None,
+            )
+            connection, ears = Connection(host), Ears()
+            connection.connection_made(ears)
+            step = max(1, data[0] if data else 1)
+            for start in range(1, len(data), step):
+                if not ears.is_aborted:
+                    connection.data_received(data[start : start + step])
+                while connection.can_send() and ears.written < (1 << 20):
+                    connection.send_block()
+            assert len(connection.wishes) <= MAX_WISHES
+            connection.connection_lost(None)
+            package.close()
+            assert not package.connections and not host.connections
+
+        self._loop.run_until_complete(talk())
 
     def notation(self, data: bytes) -> None:
         """Environments as alibuild and modules write them."""

@@ -31,6 +31,7 @@ MAX_CONNECTIONS = 500  # of one package; the others are served by these
 HANDSHAKE_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 180.0  # peers say something at least every two minutes
 SEND_BUFFER_BYTES = 128 * 1024
+MAX_UNREAD_BYTES = 1 << 20  # blocks stop at SEND_BUFFER_BYTES; whoever provokes more than this and reads nothing goes
 
 UNCHOKE, NOT_INTERESTED = 1, 3
 HAVE, BITFIELD, REQUEST, PIECE, CANCEL, HAVE_ALL, HAVE_NONE, REJECT = 4, 5, 6, 7, 8, 14, 15, 16
@@ -136,6 +137,8 @@ class Connection(asyncio.Protocol):
             if self._package is None and not self._shake_hands():
                 return
             self._read_messages()
+            if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                raise ValueError("asks without end and reads nothing")
         except ValueError as error:
             log.debug("peer %s: %s", self._transport.get_extra_info("peername"), error)
             self.end()
