@@ -78,6 +78,7 @@ class CatalogueSeeder:
         self._seeded: dict[str, Package] = {}
         self._refused: set[str] = set()
         self._legacy: set[str] = set()
+        self._said: dict[str, str] = {}  # why a swarm could not be seeded: said once, tried at each snapshot
 
     def follow(self, watch: CatalogueWatch) -> None:
         """Seed what `watch` sees from now on."""
@@ -162,8 +163,11 @@ class CatalogueSeeder:
             if self._announcer is not None:
                 self._announcer.offer(infohashes, size)
         except (JobAgentError, OSError) as error:
-            log.error("cannot seed %s: %s", package.id, error)
+            if self._said.get(key) != str(error):
+                log.error("cannot seed %s: %s", package.id, error)
+            self._said[key] = str(error)
             return False
+        self._said.pop(key, None)
         log.info("seeding %s (%s)", package.id, package.key[:12])
         return True
 
