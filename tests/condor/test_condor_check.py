@@ -211,17 +211,26 @@ def test_everything_that_can_be_wrong_is_found_at_once(site: Site, tmp_path: Pat
 
 
 @pytest.mark.condor
-def test_a_running_machine_is_enabled_by_one_command_and_a_reconfig(site: Site, python: Interpreter) -> None:
+def test_a_running_machine_is_enabled_and_disabled_by_a_file_and_a_reconfig(site: Site, python: Interpreter) -> None:
     new = equipped.add(site.pool, "new", site.world, python, config="START = false", is_enabled=False)
     directory = new.point.directory
     assert {"settings", "node service"} <= {f["check"] for f in check(new) if f["level"] == "error"}
     done = agent(new, "configure", "--libexec", directory / "libexec", "--python", python.program)
     assert done.returncode == 0, done.stderr
-    assert str(directory / "config.d" / "50-jobagent-execution-point.conf") in done.stdout
+    written = directory / "config.d" / "50-jobagent-execution-point.conf"
+    assert str(written) in done.stdout
     new.point.tool("condor_reconfig")
     new.ask("hello")
-    site.pool.wait_until(lambda: any(ad.get("JobAgentReady") for ad in site.pool.machines() if ad["EPName"] == "new"))
+    site.pool.wait_until(lambda: ready(site) == [True])
     assert [f for f in check(new) if f["level"] == "error"] == []
+    written.unlink()
+    new.point.tool("condor_reconfig")
+    site.pool.wait_until(lambda: not new.socket.exists())
+    site.pool.wait_until(lambda: ready(site) == [None])
+
+
+def ready(site: Site) -> list[object]:
+    return [ad.get("JobAgentReady") for ad in site.pool.machines("EPName", "JobAgentReady") if ad["EPName"] == "new"]
 
 
 def test_why_the_node_service_does_not_start_is_the_end_of_its_log(healthy: Facts, tmp_path: Path) -> None:

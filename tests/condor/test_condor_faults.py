@@ -87,6 +87,20 @@ def test_a_lease_ends_with_its_starter_however_that_ends(site: Site, fragile: Eq
     site.pool.central.try_tool("condor_rm", str(cluster))
 
 
+def test_an_admin_may_end_the_service_and_running_jobs_keep_their_packages(
+    site: Site, fragile: EquippedPoint
+) -> None:
+    """An upgrade: the master starts the next service, which takes over the leases."""
+    cluster = site.submit(for_point("fragile"), packages=wanting(site.packages.tool), shell="sleep 600")
+    site.pool.jobs.wait(cluster, {joblog.EXECUTING})
+    first = fragile.service_pid
+    fragile.ask("shutdown")
+    site.pool.wait_until(lambda: not Path(f"/proc/{first}").exists())
+    assert leases(fragile) == 2
+    assert fragile.service_pid != first
+    site.pool.central.tool("condor_rm", str(cluster))
+
+
 @pytest.fixture(scope="module")
 def slow(machine: Callable[..., EquippedPoint]) -> EquippedPoint:
     """A machine with so little bandwidth that downloads can be interrupted."""
