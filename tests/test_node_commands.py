@@ -105,7 +105,8 @@ def test_the_cache_is_managed_with_and_without_a_service(node: Node, tmp_path: P
         process.kill()
         process.wait()
     assert said(node, "cache", "evict", "*").count(" done") == 2
-    assert said(node, "cache", "list") == "the cache is empty\n"
+    for action in (["list"], ["verify"], ["evict", "*"]):  # a nightly job must not fail for want of packages
+        assert said(node, "cache", *action) == "the cache is empty\n"
 
 
 def test_a_damaged_package_is_named_and_fails_the_command(node: Node, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _usage_lines(answer: Answer) -> Sequence[str]:
 
 
 def _result_lines(answer: Answer) -> Sequence[str]:
-    return [f"{r['id']} {'done' if r['done'] else 'not done'}" for r in answer["results"]]
+    return [f"{r['id']} {'done' if r['done'] else 'not done'}" for r in answer["results"]] or ["the cache is empty"]
 
 
 def _prewarm_lines(answer: Answer) -> Sequence[str]:

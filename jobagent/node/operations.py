@@ -249,7 +249,7 @@ class Operations:
         keys: dict[str, str] = {}
         for name in request.arguments.texts("packages"):
             found = {e.key: e.package_id for e in entries if matches(e, name)}
-            if not found:
+            if not found and name != "*":
                 raise UsageError(f"no package {name[:200]} in the cache", remedy="see jobagent cache list")
             keys |= found
         return {"ok": True, "results": [{"key": k, "id": i, "done": act(k)} for k, i in keys.items()]}

