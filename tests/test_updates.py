@@ -222,5 +222,17 @@ def test_a_node_whose_old_version_is_damaged_fetches_the_whole(node: Node, tmp_p
     assert node.call("cache", "verify", "VO_ALICE@Hello::2").returncode == 0
 
 
+@pytest.mark.swarm
+def test_a_node_that_does_not_seed_keeps_no_second_copy(world: World, tmp_path: Path) -> None:
+    extra = f'[plugins]\nenable = ["sharedcache"]\n[sharedcache]\nroot = "{tmp_path / "cache"}"\n'
+    node = world.node(extra, sections={"swarm": "is_seeding = false\n"})
+    received(node, "Hello::1", tmp_path)
+    part, _ = received(node, "Hello::2", tmp_path)
+    assert part < 100_000
+    assert list((tmp_path / "cache" / "archives").iterdir()) == []
+    usage = json.loads(node.call("cache", "--json", "du").stdout)["usage"]
+    assert usage["archive_bytes"] == 0 < usage["stored_bytes"]
+
+
 def test_updates_are_nothing_that_a_job_can_ask_for() -> None:
     assert is_update("Linux-x86_64~0123456789abcdef") and not is_update("Linux-x86_64")

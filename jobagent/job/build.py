@@ -59,7 +59,7 @@ class Build:
             for seeder in kit.seeders:
                 seeder.unseed(package.key)
             raise
-        return Built(tuple(entries), keep_archive=bool(kit.seeders), traffic=traffic, seconds=self._seconds)
+        return Built(tuple(entries), keep_archive=kit.keeps_archives, traffic=traffic, seconds=self._seconds)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:

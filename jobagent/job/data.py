@@ -115,7 +115,7 @@ class DataBuild:
             raise PluginError(f"no plugin unpacks {FORMAT!r}", remedy="see jobagent plugins")
         entries = unpacker.unpack(staging.archive, data.package, staging.tree)
         seconds = {"fetch": fetched - start, "install": time.monotonic() - fetched}
-        return Built(entries, keep_archive=bool(kit.seeders), traffic=traffic, seconds=seconds)
+        return Built(entries, keep_archive=kit.keeps_archives, traffic=traffic, seconds=seconds)
 
     def _fetch(self, target: Path) -> Traffic:
         """Fetch by the first transport that delivers; raises PackageUnavailable with every reason."""

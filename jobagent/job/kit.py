@@ -64,6 +64,11 @@ class Kit:
         """The transports that can give to others."""
         return [t for t in self.transports if isinstance(t, Seeder)]
 
+    @property
+    def keeps_archives(self) -> bool:
+        """Whether an archive is of use once its tree is there."""
+        return any(getattr(seeder, "is_seeding", True) for seeder in self.seeders)
+
     def close(self) -> None:
         """Free network and cache; idempotent."""
         for transport in self.transports:

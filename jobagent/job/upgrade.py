@@ -99,7 +99,7 @@ class Upgrade:
             entry = ManifestEntry(
                 update.archive.file_name, "f", 0o644, update.archive.size_bytes, update.archive.sha256
             )
-            return Built((entry,), bool(kit.seeders), traffic, {"fetch": time.monotonic() - start})
+            return Built((entry,), kit.keeps_archives, traffic, {"fetch": time.monotonic() - start})
 
         return bring
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobagent.plugin import Context, JobAgentError, Order, Package, SupplyError, Traffic
 from jobagent_swarm.finding import can_fetch
+from jobagent_swarm.settings import SwarmSettings
 
 if TYPE_CHECKING:
     from jobagent_swarm.swarm import Swarm
@@ -45,6 +46,11 @@ class LateSwarm:
     def rank(self) -> int:
         """First among transports."""
         return 10
+
+    @property
+    def is_seeding(self) -> bool:
+        """What the site says."""
+        return self._context.config.get(SwarmSettings).is_seeding
 
     def can_fetch(self, order: Order) -> bool:
         """Whether there is a torrent, and anybody who could know of peers."""
