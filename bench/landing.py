@@ -121,7 +121,7 @@ def main() -> int:
         sys.exit(f"bench.landing: {why}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # networks and nodes go
     numbers = options.numbers or ([1, 20, 100] if options.full else [1, 20])
-    figures = measure(numbers=[n for n in numbers if n > 1], effort=9 if options.full else 6)
+    figures = measure(numbers=[n for n in numbers if n > 1], effort=9 if options.full else 4)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json:
