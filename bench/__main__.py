@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import report, seeding, simulate
 from bench.swarm_programme import GROUPS
 
-NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "seeding")
+NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "seeding", "landing")
 SWARM = "swarm-"  # and a group of `swarm_programme`, whose figures go into docs/performance.md
 ALL = (*NAMES, *(SWARM + group for group in GROUPS), "simulate")  # which the groups before it check
 LIMIT_S = 1800
