@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,4 +226,5 @@ class Grid:
         script += ["--catalogue", self.world.catalogue, "--scratch-mb", "200"]
         made = self.world.call("bundle", output, "--effort", str(self._effort), "--json", *script)
         self.bundle_bytes = int(json.loads(made)["size_bytes"])
-        self.publish("JobAgent", build_of(output / "agent" / "site")[:12], output / "agent")
+        build = build_of(output / "agent" / "site")[:12]
+        self.publish("JobAgent", f"{int(time.time())}-{build}", output / "agent")  # the newest in a kept store too
