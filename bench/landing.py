@@ -192,9 +192,10 @@ def in_batches(grid: Grid, number: int) -> Landings:
     sent, begin_s, busy_s = grid.sent(), time.monotonic(), cpu_s()
     seconds: list[float] = []
     received = 0
-    with contextlib.ExitStack() as stack:
-        present: list[Pilot] = []
+    with contextlib.ExitStack() as all_nodes:
+        present: list[tuple[contextlib.ExitStack, list[Pilot]]] = []
         while len(seconds) < number:
+            stack = all_nodes.enter_context(contextlib.ExitStack())
             size = min(BATCH, number - len(seconds))
             nodes = [stack.enter_context(BareNode(grid.lan, link_mbit=LINK_MBIT)) for _ in range(size)]
             batch = [Pilot(grid, node) for node in nodes]
@@ -203,12 +204,14 @@ def in_batches(grid: Grid, number: int) -> Landings:
                 pilot.wait(deadline)
             seconds += [pilot.seconds for pilot in batch]
             received = received or batch[0].received_bytes()
-            present += batch
+            present.append((stack, batch))
             tell(f"{len(seconds)} of {number} have landed")
-            end(present[: -SITE_HOLDS + BATCH])
-            present = present[-SITE_HOLDS + BATCH :]
+            if len(present) * BATCH >= SITE_HOLDS and len(seconds) < number:
+                oldest, pilots = present.pop(0)
+                end(pilots)
+                oldest.close()
         share, sent = cpu_share(busy_s, begin_s), grid.sent().since(sent)
-        end(present)
+        end([pilot for _, batch in present for pilot in batch])
     return Landings(tuple(seconds), sent, received, share)
 
 

@@ -89,10 +89,9 @@ def test_the_factory_sends_a_pilot_for_jobs_that_wait_and_none_for_nothing(
 
 
 def test_failing_pilots_stop_the_factory_for_a_while(grid: Grid, site: Site, user: User) -> None:
-    element = replace(site.element, name="site-b", max_pilots=1, backoff_s=1000.0)
-    expired = grid.token(lifetime_s=1)
-    time.sleep(1.5)
-    arguments = words(grid, user, element, token=expired)
+    # a slot that is shorter than the pilot needs to clean up
+    element = replace(site.element, name="site-b", max_pilots=1, backoff_s=1000.0, wall_s=10)
+    arguments = words(grid, user, element)
     cluster = grid.pool.submit(JOB)
     user.call("pilots", "submit", "--ce", "site-b", *arguments)
     decision = {"reason": ""}
@@ -104,9 +103,16 @@ def test_failing_pilots_stop_the_factory_for_a_while(grid: Grid, site: Site, use
     grid.pool.wait_until(is_seen, 120)
     grid.pool.central.try_tool("condor_rm", str(cluster))
     logs = [
-        path for path in (user.home / "pilots").glob("site-b.*.err") if "the pool's token expired" in path.read_text()
+        path for path in (user.home / "pilots").glob("site-b.*.err") if "leaves no time beyond" in path.read_text()
     ]
     assert logs
+
+
+def test_no_pilot_is_sent_with_an_expired_token(grid: Grid, site: Site, user: User) -> None:
+    arguments = words(grid, user, site.element, token=grid.token(lifetime_s=1))
+    time.sleep(1.5)
+    with pytest.raises(RuntimeError, match=r"ended with 245: .*the pool's token expired"):
+        user.call("pilots", "submit", "--ce", "site-a", *arguments)
 
 
 def test_sigterm_sends_jobs_back_and_leaves_nothing(grid: Grid) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from jobagent.condor.pilots import elements, factory
+from jobagent.condor.pilots import elements, factory, slot
 from jobagent.condor.pilots import queue as queues
 from jobagent.condor.pilots.elements import Element, Order
 from jobagent.errors import ConfigurationError, JobAgentError, SiteError, UsageError
@@ -76,13 +76,15 @@ def _order(args: argparse.Namespace, element: Element) -> Order:
     for path in (args.script, args.token):
         if not path.is_file() or not os.access(path, os.R_OK):
             raise ConfigurationError(f"cannot read {path}", remedy="the script is made by jobagent bundle")
+    slot.check_token(args.token, now_s=time.time())  # or every pilot would land in vain
     return Order(element, args.script.absolute(), args.token.absolute(), args.logs.absolute())
 
 
 def _submit(args: argparse.Namespace, element: Element) -> int:
     if args.count < 1:
         raise UsageError(f"--count is {args.count}, expected 1 or more")
-    cluster = queues.PilotQueue().submit(_order(args, element), args.count)
+    order = _order(args, element)
+    cluster = queues.PilotQueue().submit(order, args.count)
     text = f"{args.count} pilots to {element.name}: cluster {cluster}"
     print(json.dumps({"cluster": cluster, "count": args.count}) if args.json else text)
     return 0

@@ -24,13 +24,16 @@ _QUICK_SITE = """
 NUM_CPUS = 4
 MEMORY = 8000
 """
-# The job router submits in the users' names.
+# The job router submits in the users' names.  A job that the router finished is cleaned up, and its output given
+# back, when the schedd next looks at periodic expressions: every minute, elsewhere.
 _BATCH = """
+PERIODIC_EXPR_INTERVAL = 2
 QUEUE_SUPER_USERS = root, condor, $(DAEMON_USER)
 """
 _ROUTER = """
 DAEMON_LIST = MASTER, SHARED_PORT, COLLECTOR, SCHEDD, JOB_ROUTER
 SCHEDD_NAME = ce
+PERIODIC_EXPR_INTERVAL = 2
 COLLECTOR_NAME = CE
 JOB_ROUTER = $(LIBEXEC)/condor_job_router
 JOB_ROUTER_POLLING_PERIOD = 2

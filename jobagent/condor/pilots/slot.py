@@ -72,6 +72,16 @@ def read_token(settings: GlideinSettings, environ: Mapping[str, str], *, now_s: 
     path = settings.token_file if settings.token_file != Path() else Path(named) if named else None
     if path is None:
         raise ConfigurationError("no token for the pool", remedy="set JOBAGENT_TOKEN_FILE or [glidein] token_file")
+    return check_token(path, now_s=now_s)
+
+
+def check_token(path: Path, *, now_s: float) -> str:
+    """Return the IDTOKEN in a file.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+        PoolTokenRefused: It is none, or past its expiry.
+    """
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
