@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from jobagent.central.services.neighbours import FromHere, FromNeighbour, Neighbourhood, Policy, Wait
+from jobagent.central.services.pilotweb import TURNS
 from jobagent.central.services.tracker import Sites
 from jobagent.testing.world import World
 from tests.conftest import need
@@ -188,6 +190,16 @@ def test_direct_is_always_from_here(world: World) -> None:
     url = f"{world.url}/pilot/{digest}"
     fetch(f"{url}/offer?port=4000", "127.6.6.1")
     assert (fetch(f"{url}?direct", "127.6.6.2").stdout, fetch(url, "127.6.6.2").returncode != 0) == (b"direct", True)
+
+
+def test_whom_a_neighbour_failed_is_sent_to_the_next(world: World) -> None:
+    url = f"{world.url}/pilot/{put(world, b'from the third')}"
+    for number in (1, 2):
+        fetch(f"{url}/offer?port=4000", f"127.8.8.{number}")  # both are dead by now
+    asked = [fetch(f"{url}{turn}", "127.8.8.9", "-i", "--max-redirs", "0").stdout for turn in TURNS]
+    helpers = [re.findall(rb"location: http://127\.8\.8\.(\d):4000/", answer) for answer in asked]
+    assert helpers == [[b"1"], [b"2"], [], []]
+    assert asked[2].endswith(b"from the third")
 
 
 def test_a_sites_proxy_is_not_held_and_may_keep_it(world: World) -> None:

@@ -100,7 +100,7 @@ def test_failing_pilots_stop_the_factory_for_a_while(grid: Grid, site: Site, use
         decision.update(json.loads(user.call("pilots", "factory", "--once", "--dry-run", "--json", *arguments)))
         return "failed in a row" in decision["reason"]
 
-    grid.pool.wait_until(is_seen, 120)
+    grid.pool.wait_until(is_seen, 180)
     grid.pool.central.try_tool("condor_rm", str(cluster))
     logs = [
         path for path in (user.home / "pilots").glob("site-b.*.err") if "leaves no time beyond" in path.read_text()

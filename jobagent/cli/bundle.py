@@ -96,7 +96,7 @@ def _script(args: argparse.Namespace, built: bundle.Built, vo: str) -> str:
     membership = pilotscript.Membership(vo, bases, args.pool, args.condor if args.pool else "", args.agent)
     landing = pilotscript.Landing(
         built.runtime,
-        [*runtimes, *(f"{url}?direct" for url in runtimes)],
+        [f"{url}{turn}" for turn in pilotweb.TURNS for url in runtimes],
         pilotscript.settings_of(membership, extra),
         root,
         offer_urls=[f"{url}/offer" for url in runtimes],

@@ -20,6 +20,7 @@ from jobagent.central.services.neighbours import FromNeighbour, Neighbourhood, W
 
 DIRECTORY = "pilot"
 SCRIPT = "pilot.sh"
+TURNS = ("", "?again=1", "?again=2", "?direct")  # what pilots ask, one after the other
 _POLL_S = 0.1
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -27,7 +28,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class PilotEndpoint:
     """An ASGI application: `/pilot.sh`, `/<sha256>` and `/<sha256>/offer?port=N`.
 
-    `/<sha256>?direct` always sends the file itself; pilots ask so when the neighbour has failed them.
+    Pilots ask for `/<sha256>?again=1` when a neighbour has failed them, which forgets it; `/<sha256>?direct` always
+    sends the file itself.
     """
 
     def __init__(self, directory: Path, neighbourhood: Neighbourhood) -> None:
@@ -57,9 +59,9 @@ class PilotEndpoint:
                 return PlainTextResponse("port must be 0 or 1024 to 65535\n", 400)
             self._neighbourhood.offer(digest, address, int(port))
             return Response(status_code=204)
-        if "direct" in query:
+        if "direct" in query or "again" in query:
             self._neighbourhood.failed(digest, address)
-        else:
+        if "direct" not in query:
             is_through_proxy = any(name == b"via" for name, _ in scope["headers"])
             neighbour = await self._neighbour(digest, address, may_wait=not is_through_proxy)
             if neighbour is not None:

@@ -249,6 +249,8 @@ class Glidein:
         self._start_service()
 
     def _end(self) -> None:
+        if self._share is not None and self._share.poll() is None:
+            self._share.terminate()  # nobody should be sent here any more
         for child, grace in (
             (self._master, MASTER_GRACE),
             (self._service, SERVICE_GRACE),
