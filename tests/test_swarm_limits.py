@@ -153,8 +153,15 @@ def test_swarm_over_ipv6(tmp_path: Path) -> None:
 def test_encryption_policies_meet(tmp_path: Path, giver_says: str, taker_says: str, works: bool) -> None:
     with central(tmp_path, is_seeding=False) as services:
         published = services.publish(size_bytes=200_000)
+        patience_s = 30.0 if works else 2.0
         giver = Agent(tmp_path, services.url, encryption=giver_says)
-        taker = Agent(tmp_path, services.url, encryption=taker_says, stall_timeout_s=2.0, no_peer_timeout_s=2.0)
+        taker = Agent(
+            tmp_path,
+            services.url,
+            encryption=taker_says,
+            stall_timeout_s=patience_s,
+            no_peer_timeout_s=patience_s,
+        )
         try:
             if works:
                 seconds(giver, taker, published)

@@ -36,6 +36,7 @@ BULK = random.Random(7).randbytes(600_000)
 RIGHT = "#!/bin/sh\necho right software\n"
 WRONG = "#!/bin/sh\necho WRONG SOFTWARE\n"
 QUICK = 'encryption = "off"\nno_peer_timeout_s = 4\nstall_timeout_s = 4\nweb_seed_after_s = 1\n'
+PATIENT = 'encryption = "off"\nweb_seed_after_s = 1\n'
 
 
 @dataclass(slots=True)
@@ -137,10 +138,10 @@ def intruder(stage: Stage, directory: Path, honest_count: int) -> Iterator[Intru
             servers.close()
 
 
-def jobs(stage: Stage, servers: Intruder, directory: Path) -> list[tuple[int, str, str]]:
+def jobs(stage: Stage, servers: Intruder, directory: Path, swarm: str = QUICK) -> list[tuple[int, str, str]]:
     """Run jobs at the same time on nodes of their own that know the attacker's URL and the honest root."""
     (directory / "job.jdl").write_text('Executable = "tool";\nPackages = {"Tool::1"};\n')
-    nodes = [stage.honest.node(catalogue=servers.server.url, sections={"swarm": QUICK}) for _ in range(JOBS)]
+    nodes = [stage.honest.node(catalogue=servers.server.url, sections={"swarm": swarm}) for _ in range(JOBS)]
 
     def run(node: Node) -> tuple[int, str, str]:
         done = node.call("run", directory / "job.jdl", "--output", node.scratch.parent / "out")
@@ -155,7 +156,7 @@ def jobs(stage: Stage, servers: Intruder, directory: Path) -> list[tuple[int, st
 def test_beside_the_attackers_peers_honest_ones_deliver_the_right_software(stage: Stage, tmp_path: Path) -> None:
     with intruder(stage, tmp_path, 2) as servers:
         servers.replace_archives()
-        for code, said, errors in jobs(stage, servers, tmp_path):
+        for code, said, errors in jobs(stage, servers, tmp_path, PATIENT):
             assert (code, said) == (0, "right software\n"), errors
         assert "announce" in servers.server.requests
         assert sum(peer.blocks_sent for peer in servers.peers) > 0
