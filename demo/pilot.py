@@ -119,7 +119,8 @@ def publish_libraries(grid: Grid) -> None:
 def run(grid: Grid, site: Site, events: int, console: Console) -> int:
     """Submit a job for each node, let the factory send pilots, wait, and tell."""
     user = grid.user()
-    console.rule(f"jobs in the VO's queue, {site.element.resource}, bare nodes behind it")
+    console.rule(f"a compute element with {len(site.nodes)} bare nodes behind it")
+    console.print(f"resource: {site.element.resource}")
     jobs = {submit(grid, user, number, events): number for number in range(1, len(site.nodes) + 1)}
     console.print(f"jobagent submit {JOB.name}: clusters {', '.join(map(str, jobs))}")
     before = grid.sent()

@@ -98,7 +98,7 @@ def show(pool: Pool, work: Path, url: str, root: Path, options: argparse.Namespa
         for title, packages in BAD_PACKAGES.items()
     }
     with console.status(f"jobagent submit {JOB.name} × {options.jobs}"), ThreadPoolExecutor(SUBMITTERS) as threads:
-        clusters = list(threads.map(submit, range(1, options.jobs + 1)))
+        clusters = sorted(threads.map(submit, range(1, options.jobs + 1)))
     console.print(f"jobagent submit {JOB.name}: clusters {clusters[0]} to {clusters[-1]}")
     with console.status("jobs run") as status:
         ads = []

@@ -17,7 +17,7 @@ def put_script(grid: Grid, node: BareNode) -> tuple[str, ...]:
     return ("sh", "/tmp/pilot.sh")
 
 
-def wait_for(text: str, started: subprocess.Popen[str], timeout_s: float = 60.0) -> str:
+def wait_for(text: str, started: subprocess.Popen[str], timeout_s: float = 180.0) -> str:
     """Read the pilot's log until a line has `text`; return all of it."""
     assert started.stderr is not None
     seen = ""
@@ -30,7 +30,7 @@ def wait_for(text: str, started: subprocess.Popen[str], timeout_s: float = 60.0)
     return seen
 
 
-def ended(pilot: subprocess.Popen[str], timeout_s: float = 40.0) -> str:
+def ended(pilot: subprocess.Popen[str], timeout_s: float = 120.0) -> str:
     """Return the rest of the log of a pilot that is about to end."""
     try:
         return pilot.communicate(timeout=timeout_s)[1]

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.condor,
     pytest.mark.netns,
     pytest.mark.slow,
-    pytest.mark.timeout(420),  # with the making of the bundle, on a busy machine
+    pytest.mark.timeout(900),  # with the making of the bundle, on a busy machine
     pytest.mark.skipif(bool(is_possible()) and not os.environ.get("CI"), reason=is_possible() or "possible"),
 ]
 JOB = (
@@ -77,15 +77,15 @@ def test_the_factory_sends_a_pilot_for_jobs_that_wait_and_none_for_nothing(
     assert json.loads(user.call(*once))["count"] == 2  # three cores are wanted, a pilot has two
     decision = json.loads(user.call(*once))
     assert (decision["count"], decision["reason"]) == (0, "no demand")  # those that wait count
-    grid.pool.jobs.wait(cluster, {joblog.EXECUTING}, timeout_s=120)
+    grid.pool.jobs.wait(cluster, {joblog.EXECUTING}, timeout_s=300)
     rows = {str(row["pilot"]): row for row in status(user)}
     assert any(row["state"] == "serving" and row["cores"] == 2 for row in rows.values()), rows
     assert all(name.startswith("site-a/") for name in rows)
-    events = grid.pool.jobs.wait(cluster, timeout_s=60)
+    events = grid.pool.jobs.wait(cluster, timeout_s=180)
     assert {event.kind for event in events} == {joblog.TERMINATED}
     # nothing of the pilot is in the payload's environment
     assert [(grid.pool.sandbox(cluster) / f"out.{n}").read_text() for n in range(3)] == ["0\n"] * 3
-    grid.pool.wait_until(lambda: site.leftovers() == [], 60)
+    grid.pool.wait_until(lambda: site.leftovers() == [], 180)
 
 
 def test_failing_pilots_stop_the_factory_for_a_while(grid: Grid, site: Site, user: User) -> None:
@@ -100,7 +100,7 @@ def test_failing_pilots_stop_the_factory_for_a_while(grid: Grid, site: Site, use
         decision.update(json.loads(user.call("pilots", "factory", "--once", "--dry-run", "--json", *arguments)))
         return "failed in a row" in decision["reason"]
 
-    grid.pool.wait_until(is_seen, 180)
+    grid.pool.wait_until(is_seen, 300)
     grid.pool.central.try_tool("condor_rm", str(cluster))
     logs = [
         path for path in (user.home / "pilots").glob("site-b.*.err") if "leaves no time beyond" in path.read_text()
@@ -120,11 +120,11 @@ def test_sigterm_sends_jobs_back_and_leaves_nothing(grid: Grid) -> None:
         cluster = grid.pool.submit(f"{LONG_JOB}queue\n")
         pilot = node.start(*put_script(grid, node), environment=grid.equip(node))
         wait_for("condor_master started", pilot)
-        grid.pool.jobs.wait(cluster, {joblog.EXECUTING}, timeout_s=40)
+        grid.pool.jobs.wait(cluster, {joblog.EXECUTING}, timeout_s=180)
         os.kill(shell_of(node), signal.SIGTERM)
         ended(pilot)
         assert pilot.returncode == 143
-        assert grid.pool.jobs.wait(cluster, {joblog.EVICTED}, timeout_s=20)
+        assert grid.pool.jobs.wait(cluster, {joblog.EVICTED}, timeout_s=60)
         grid.pool.central.tool("condor_rm", str(cluster))
         assert written(node) == []
 

@@ -264,6 +264,8 @@ class Pool:
             "SHARED_PORT_PORT": str(port),
             "DAEMON_LIST": "MASTER, SHARED_PORT, COLLECTOR, NEGOTIATOR, SCHEDD",
             "TRUST_DOMAIN": self.name,
+            "C_GAHP_LOG": str(self.workspace / "CGAHPLog"),  # these two go to /tmp otherwise, and stay there
+            "C_GAHP_WORKER_THREAD_LOG": str(self.workspace / "CGAHPWorkerLog"),
         }
         self.central = Instance(
             self.tree, self.directory / "cm", settings=settings, config=self._central_config, account=self.account
