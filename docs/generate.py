@@ -11,6 +11,7 @@ from pathlib import Path
 from jobagent import errors, hookspecs
 from jobagent.cli import config as config_command
 from jobagent.cli.main import COMMANDS
+from jobagent.condor.pilots.elements import Element
 from jobagent.config import Config
 from jobagent.pluginmanager import load
 
@@ -19,10 +20,11 @@ MADE_BY = "Made by `make docs` from the code; edit there."
 
 
 def configuration() -> str:
-    """Every section and key of the configuration file."""
+    """Every section and key of the configuration file, and of that of compute elements."""
     config = Config()
     load(config)
-    return config_command.document(config)
+    elements = ["# Compute elements", "", "For `jobagent pilots`: `/etc/jobagent/elements.toml`, or `--elements`.", ""]
+    return "\n".join([config_command.document(config), *elements, *config_command.table(Element)])
 
 
 def exit_codes() -> str:

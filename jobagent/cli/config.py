@@ -46,13 +46,17 @@ def document(config: configuration.Config) -> str:
         "",
     ]
     for section, cls in sorted(config.sections.items()):
-        lines += [f"## [{section}]", "", (cls.__doc__ or "").split("\n")[0], ""]
-        lines += ["| key | default | meaning |", "|---|---|---|"]
-        for item in dataclasses.fields(cls):
-            default = json.dumps(_plain(item.default))
-            lines.append(f"| `{item.name}` | `{default}` | {item.metadata.get('doc', '')} |")
-        lines.append("")
+        lines += [f"## [{section}]", "", *table(cls)]
     return "\n".join(lines)
+
+
+def table(cls: type) -> list[str]:
+    """Return what a class of settings is for and its keys, as lines of Markdown."""
+    lines = [(cls.__doc__ or "").split("\n")[0], "", "| key | default | meaning |", "|---|---|---|"]
+    for item in dataclasses.fields(cls):
+        default = json.dumps(_plain(item.default))
+        lines.append(f"| `{item.name}` | `{default}` | {item.metadata.get('doc', '')} |")
+    return [*lines, ""]
 
 
 def _values(config: configuration.Config) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from jobagent.plugin import setting
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentSettings:
-    """The section."""
+    """`[environment]`: set-up scripts of packages."""
 
     script_timeout_s: float = setting(20.0, "Seconds that one set-up script of a package may take.")
     unconfined_scripts: bool = setting(

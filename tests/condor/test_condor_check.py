@@ -93,6 +93,7 @@ def test_no_htcondor_at_all_is_one_error_and_stops_no_other_check(healthy: Facts
         ({"JOBAGENT_HOOK_JOB_EXIT": "/x"}, ("settings", Level.ERROR)),
         ({"EXECUTE": "/nowhere"}, ("EXECUTE", Level.ERROR)),
         ({"CONDOR_IDS": "4711.4711"}, ("EXECUTE", Level.ERROR)),
+        ({"CONDOR_IDS": "", "EXECUTE": "/"}, ("EXECUTE", Level.ERROR)),
         ({"SEC_CLIENT_AUTHENTICATION_METHODS": "CLAIMTOBE"}, ("security", Level.WARNING)),
         ({"MOUNT_UNDER_SCRATCH": '"/tmp,/c"'}, ("cache", Level.ERROR)),
     ],
@@ -101,6 +102,10 @@ def test_each_wrong_setting_is_named(
     healthy: Facts, parameters: dict[str, str], complaint: tuple[str, Level]
 ) -> None:
     assert complaints(changed(healthy, **parameters)) == [complaint]
+
+
+def test_whose_group_the_slots_directory_is_does_not_matter(healthy: Facts) -> None:
+    assert complaints(changed(healthy, CONDOR_IDS=f"{os.geteuid()}.4711")) == []
 
 
 def test_a_transfer_plugin_that_does_not_exist_is_named(healthy: Facts) -> None:

@@ -87,16 +87,21 @@ def test_a_lease_ends_with_its_starter_however_that_ends(site: Site, fragile: Eq
     site.pool.central.try_tool("condor_rm", str(cluster))
 
 
+@pytest.mark.parametrize("how", ["node --stop", "condor_reconfig"])
 def test_an_admin_may_end_the_service_and_running_jobs_keep_their_packages(
-    site: Site, fragile: EquippedPoint
+    site: Site, fragile: EquippedPoint, how: str
 ) -> None:
-    """An upgrade: the master starts the next service, which takes over the leases."""
+    """An upgrade, or other settings: the master starts the next service, which takes over the leases."""
     cluster = site.submit(for_point("fragile"), packages=wanting(site.packages.tool), shell="sleep 600")
     site.pool.jobs.wait(cluster, {joblog.EXECUTING})
     first = fragile.service_pid
-    fragile.ask("shutdown")
+    before = leases(fragile)
+    if how == "condor_reconfig":
+        fragile.point.tool("condor_reconfig")
+    else:
+        fragile.ask("shutdown")
     site.pool.wait_until(lambda: not Path(f"/proc/{first}").exists())
-    assert leases(fragile) == 2
+    assert leases(fragile) == before == 2
     assert fragile.service_pid != first
     site.pool.central.tool("condor_rm", str(cluster))
 

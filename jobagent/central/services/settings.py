@@ -19,7 +19,7 @@ from jobagent.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class CentralSettings:
-    """The section."""
+    """`[central]`: how `jobagent serve` deals."""
 
     sites: tuple[str, ...] = setting((), "Sites by network, as in `CERN=128.141.0.0/16,2001:1458::/32`.")
     mode: Mode = setting(Mode.DEFAULT, "How the seeder deals: `default`, `fast` or `minimal-uplink`.")

@@ -187,16 +187,18 @@ def execute(facts: Facts) -> Iterator[Finding]:
         return
     name, path = "EXECUTE", Path(facts.parameters["EXECUTE"])
     try:
-        owner = path.stat()
+        uid = path.stat().st_uid
     except OSError as error:
         yield Finding(name, Level.ERROR, f"{path}: {error.strerror}", "make the directory")
         return
-    wanted = condor_ids(facts)
-    if wanted is not None and (owner.st_uid, owner.st_gid) != wanted:
-        yield Finding(name, Level.ERROR, f"{path} belongs to {owner.st_uid}.{owner.st_gid}, not to CONDOR_IDS"
-                      f" {wanted[0]}.{wanted[1]}", f"chown {wanted[0]}:{wanted[1]} {path}")  # fmt: skip
+    wanted = condor_uid(facts)
+    if wanted is not None and uid != wanted:
+        yield Finding(name, Level.ERROR, f"{path} belongs to uid {uid}, not to that of CONDOR_IDS, {wanted}",
+                      f"chown {wanted} {path}")  # fmt: skip
+    elif wanted is None and facts.is_root and uid == 0:
+        yield Finding(name, Level.ERROR, f"{path} belongs to root", f"chown condor {path}, or whom HTCondor runs as")
     else:
-        yield Finding(name, Level.OK, f"{path} belongs to uid {owner.st_uid}")
+        yield Finding(name, Level.OK, f"{path} belongs to uid {uid}")
 
 
 def security(facts: Facts) -> Iterator[Finding]:
@@ -304,13 +306,10 @@ def writable_by_others(path: Path) -> Path | None:
     return None
 
 
-def condor_ids(facts: Facts) -> tuple[int, int] | None:
-    """Return uid and gid that a root-started HTCondor drops to; None where it does not."""
-    text = facts.parameters.get("CONDOR_IDS", "")
-    if not facts.is_root or text.count(".") != 1:
-        return None
-    uid, gid = text.split(".")
-    return (int(uid), int(gid)) if uid.isdigit() and gid.isdigit() else None
+def condor_uid(facts: Facts) -> int | None:
+    """Return the user that the settings let a root-started HTCondor drop to; None where they name none."""
+    uid = facts.parameters.get("CONDOR_IDS", "").partition(".")[0]
+    return int(uid) if facts.is_root and uid.isdigit() else None
 
 
 def _keyword(facts: Facts) -> list[str]:

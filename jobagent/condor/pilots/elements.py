@@ -30,7 +30,7 @@ _RESOURCE = re.compile(r"(?P<kind>[a-z]+)\s+(?P<address>\S+)(?:\s+(?P<pool>\S+))
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """`[[element]]`: one way to get slots."""
+    """`[[element]]`: one way to get slots; an entry for each."""
 
     name: str = setting("", "Name of the entry.")
     resource: str = setting("", "As in HTCondor's grid_resource: `condor SCHEDD COLLECTOR` or `arc URL`.")
