@@ -23,7 +23,12 @@ def configuration() -> str:
     """Every section and key of the configuration file, and of that of compute elements."""
     config = Config()
     load(config)
-    elements = ["# Compute elements", "", "For `jobagent pilots`: `/etc/jobagent/elements.toml`, or `--elements`.", ""]
+    elements = [
+        "# Compute elements",
+        "",
+        "For `jobagent pilots`: `/etc/jobagent/elements.toml`, or `--elements`.",
+        "",
+    ]
     return "\n".join([config_command.document(config), *elements, *config_command.table(Element)])
 
 
