@@ -116,6 +116,27 @@ def test_piece_that_waits_for_our_link_is_not_overdue() -> None:
     assert set(deals.deal("b", 29.0 + OVERDUE_S)) == set(waiting[1:])
 
 
+def test_who_takes_one_piece_after_another_is_not_overdue() -> None:
+    deals = dealer()
+    deals.join("slow", 0.0)
+    first, *others = deals.deal("slow", 0.0)
+    rest = [piece for piece in range(PIECES) if piece not in (first, *others)]
+    for peer in ("full", "x", "y", "z"):
+        deals.join(peer, 0.0)
+    deals.has_many("full", rest, 0.0)
+
+    def dealt_again(second: int) -> set[int]:
+        for peer in ("x", "y", "z"):  # all are served by their neighbours
+            deals.has(peer, rest[second], float(second))
+        deals.revise(float(second))
+        return set(deals.deal("x", float(second)))
+
+    assert dealt_again(3) == set()
+    deals.has("slow", first, 3.0)
+    assert dealt_again(6) == set()
+    assert dealt_again(8) == set(others)
+
+
 def test_in_a_slow_crowd_nobody_is_neglected_but_who_waits_longer() -> None:
     deals = dealer()
     deals.join("seed", 0.0)
@@ -190,6 +211,22 @@ def test_spare_copies_go_to_those_who_lag_and_are_bounded() -> None:
         for piece in pieces:
             deals.has("c", piece, 0.0)
     assert len(given) == PIECES // 10
+
+
+def test_spare_copies_go_out_a_few_at_a_time() -> None:
+    deals = dealer(DealingPolicy(), pieces=1000)
+    for peer in ("first", "middle", "last"):
+        deals.join(peer, 0.0)
+    deals.has_many("first", range(1000), 0.0)
+    deals.has_many("middle", range(700), 0.0)
+    deals.has_many("last", range(400), 0.0)
+    for _ in range(20):
+        deals.drained("last")
+    deals.revise(1.0)
+    dealt = deals.deal("last", 1.0)
+    assert len(dealt) == PLAIN.window and deals.deal("last", 1.0) == []
+    deals.has("last", dealt[0], 1.0)
+    assert len(deals.deal("last", 1.0)) == 1
 
 
 def test_every_mode_has_a_policy_and_minimal_uplink_spares_nothing() -> None:

@@ -12,6 +12,7 @@ Peers are opaque keys, pieces are numbers, times are seconds of one monotonic cl
 from __future__ import annotations
 
 import enum
+import math
 import random
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -30,10 +31,10 @@ class DealingPolicy:
     """How generous a dealer is.
 
     At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
-    What a peer does not take within `overdue_s` is dealt again if nobody holds it; a peer that for `neglected_s` got
-    nothing from its neighbours is served like an only client.  In a crowd on slow links all of this takes longer, and
-    many look neglected in turn: both times follow those of the middle peer, and after `help_copies` of the package,
-    which fill up again in ten minutes, only who waits for the longest time is neglected.
+    What nobody holds of a peer's pieces is dealt again when the peer took nothing for `overdue_s`; a peer that for
+    `neglected_s` got nothing from its neighbours is served like an only client.  In a crowd on slow links all of this
+    takes longer, and many look neglected in turn: both times follow those of the middle peer, and after `help_copies`
+    of the package, which fill up again in ten minutes, only who waits for the longest time is neglected.
 
     `spare_copies` of the package may be dealt beyond the first, rarest pieces first, in the second half of the way to
     peers that are `lagging` of it behind the middle one.
@@ -66,6 +67,7 @@ REFILL_S = 600.0
 class _Peer:
     window: int
     served_s: float  # when a neighbour last gave it something
+    taken_s: float = -math.inf  # when it last had something that was dealt to it
     has: int = 0  # bit set of pieces
     count: int = 0
     dealt: dict[int, float] = field(default_factory=dict)  # piece → when; until it has it
@@ -126,6 +128,7 @@ class Dealer:
         self._holders[piece] += 1
         if state.dealt.pop(piece, None) is not None:
             self._in_flight[piece] -= 1
+            state.taken_s = now_s
         else:
             state.served_s = now_s
 
@@ -170,7 +173,8 @@ class Dealer:
         self._follow_pace(now_s)
         known = set(self._fresh)
         for peer in self._peers.values():
-            overdue = [p for p, dealt_s in peer.dealt.items() if now_s - dealt_s > self._overdue_s]
+            overdue_s = self._longest_s if now_s - peer.taken_s < self._overdue_s else self._overdue_s
+            overdue = [p for p, dealt_s in peer.dealt.items() if now_s - dealt_s > overdue_s]
             for piece in overdue:
                 del peer.dealt[piece]
                 self._in_flight[piece] -= 1
@@ -212,9 +216,11 @@ class Dealer:
         return None
 
     def _is_lagging(self, state: _Peer) -> bool:
-        behind = self._middle - state.count
-        is_late = 2 * self._middle > self._pieces or self._policy.lagging < 0
-        return self._spare > 0 and is_late and self._policy.lagging * self._pieces < behind
+        """Whether spare pieces go to a peer; a few at a time, so that they last to the end, where they count."""
+        if self._spare <= 0 or self._policy.lagging < 0:
+            return self._spare > 0
+        is_late, behind = 2 * self._middle > self._pieces, self._middle - state.count
+        return is_late and behind > self._policy.lagging * self._pieces and len(state.dealt) < self._policy.window
 
     def _is_neglected(self, state: _Peer, now_s: float) -> bool:
         patience_s = self._patience_s if self._help_left >= 1 else self._longest_s

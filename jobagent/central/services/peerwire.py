@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +31,8 @@ MAX_WISHES = 1024  # requests of one peer that wait
 MAX_CONNECTIONS = 500  # of one package; the others are served by these
 HANDSHAKE_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 180.0  # peers say something at least every two minutes
-SEND_BUFFER_BYTES = 128 * 1024
+SEND_BUFFER_BYTES = 64 * 1024  # of ours
+UNSENT_BYTES = 32 * 1024  # of the kernel's: what waits for the link waits here, where we see it
 MAX_UNREAD_BYTES = 1 << 20  # blocks stop at SEND_BUFFER_BYTES; whoever provokes more than this and reads nothing goes
 
 UNCHOKE, NOT_INTERESTED = 1, 3
@@ -85,6 +87,9 @@ class Host(Protocol):
     def wants_to_send(self, connection: Connection) -> None:
         """A connection has wishes and room in its buffer."""
 
+    def is_idle(self) -> bool:
+        """Whether our link could carry more than all peers wish."""
+
 
 class Connection(asyncio.Protocol):
     """One peer."""
@@ -108,6 +113,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._seeder.connections.add(self)
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self._check_handshake)
 
@@ -187,7 +193,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(block)
         package.sent_bytes += length
         self._count(package, piece, length)
-        if not self.wishes and not self._is_paused:
+        if not self.wishes and not self._is_paused and self._seeder.is_idle():
             package.dealer.drained(self)
             self.deal()
         return length
