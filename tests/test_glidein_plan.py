@@ -152,6 +152,12 @@ def test_behind_nat_the_pool_reaches_it_through_its_collector() -> None:
     assert "CCB_ADDRESS" not in parameters(reachable)
 
 
+@pytest.mark.parametrize(("idle_s", "interval"), [(1, "10"), (60, "15"), (600, "150"), (7200, "300")])
+def test_an_idle_slot_ends_soon_after_its_time_and_the_pool_hears_not_too_often(idle_s: int, interval: str) -> None:
+    found = parameters(dataclasses.replace(FACTS, settings=dataclasses.replace(SETTINGS, idle_s=idle_s)))
+    assert (found["STARTD_NOCLAIM_SHUTDOWN"], found["UPDATE_INTERVAL"]) == (str(idle_s), interval)
+
+
 def test_a_vos_own_lines_come_last() -> None:
     own = dataclasses.replace(FACTS, settings=dataclasses.replace(SETTINGS, condor_config="NUM_CPUS = 3"))
     assert parameters(own)["NUM_CPUS"] == "3"

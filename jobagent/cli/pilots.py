@@ -73,9 +73,9 @@ def _elements(args: argparse.Namespace) -> Sequence[Element]:
 
 
 def _order(args: argparse.Namespace, element: Element) -> Order:
-    for path in (args.script, args.token):
+    for path, maker in ((args.script, "jobagent bundle"), (args.token, "condor_token_create")):
         if not path.is_file() or not os.access(path, os.R_OK):
-            raise ConfigurationError(f"cannot read {path}", remedy="the script is made by jobagent bundle")
+            raise ConfigurationError(f"cannot read {path}", remedy=f"it is made by {maker}")
     slot.check_token(args.token, now_s=time.time())  # or every pilot would land in vain
     return Order(element, args.script.absolute(), args.token.absolute(), args.logs.absolute())
 
@@ -152,4 +152,5 @@ def cycle(args: argparse.Namespace, known: Sequence[Element]) -> None:
             row = {"element": decision.element.name, "count": decision.count, "reason": decision.reason}
             print(json.dumps(row | {"idle_cores": idle_cores}), flush=True)
         else:
-            log.info("%s: %d pilots (%s)", decision.element.name, decision.count, decision.reason)
+            noun = "pilot" if decision.count == 1 else "pilots"
+            log.info("%s: %d %s (%s)", decision.element.name, decision.count, noun, decision.reason)

@@ -22,7 +22,7 @@ BATCH_JOB = "GlideinBatchJob"  # what the factory called the job that it submitt
 ENDS = "GlideinEnds"  # seconds since the epoch when running jobs are sent back; 0: no limit known
 RETIRES = "GlideinRetires"  # from then on it takes no job
 REASON = "GlideinReason"  # why it takes no jobs; empty where it does
-SLOWEST_READY_S = 300.0  # a slot that is not ready for so long ends, whatever `idle_s` says
+UPDATE_S = (10, 300)  # seconds between looks of the startd: shortest, and HTCondor's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,14 @@ def _policy(facts: Facts) -> str:
         "WANT_VACATE = true",
         "MachineMaxVacateTime = 10",
         f"STARTD_NOCLAIM_SHUTDOWN = {facts.settings.idle_s}",
+        f"UPDATE_INTERVAL = {_update_s(facts.settings.idle_s)}",
         "MASTER.DAEMON_SHUTDOWN_FAST = (STARTD_StartTime =?= 0)",
         "SHUTDOWN_GRACEFUL_TIMEOUT = 15",
     ]
     return "\n".join(lines)
+
+
+def _update_s(idle_s: int) -> int:
+    """Return how often the startd looks: only then does it see that it has been idle for long enough."""
+    shortest, longest = UPDATE_S
+    return max(shortest, min(longest, idle_s // 4))
