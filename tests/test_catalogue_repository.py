@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -255,6 +256,27 @@ def test_a_catalogue_is_founded_by_several_people_with_their_own_keys(tmp_path):
     Repository(catalogue, people["root-2"]).sign()
     assert Repository(catalogue, people["online"]).refresh().is_published
     assert list(Repository(catalogue).packages()) == []
+
+
+def test_founders_sign_in_any_order_each_with_one_key(tmp_path):
+    names = ("root-1", "root-2", "root-3", "targets-1", "targets-2", "online")
+    people = {}
+    for name in names:
+        people[name] = KeyStore(tmp_path / name, passphrase=no_passphrase)
+        people[name].new(name)
+    for name, other in itertools.permutations(names, 2):
+        shutil.copy(people[name].directory / f"{name}.pub", people[other].directory)
+    catalogue = tmp_path / "catalogue"
+    _, signed = Repository.create(catalogue, people["root-1"])
+    for name, waiting in (
+        ("root-2", {"root", "targets"}),
+        ("targets-1", {"root", "targets"}),
+        ("targets-2", {"root"}),
+    ):
+        signed = Repository(catalogue, people[name]).sign()
+        assert not signed.is_published
+        assert {w.role for w in signed.waiting} == waiting, name
+    assert Repository(catalogue, people["online"]).refresh().is_published
 
 
 def test_a_vo_is_added_with_the_public_half_of_its_key_alone(place):

@@ -75,7 +75,13 @@ class Online:
         successor = self._checked_successor(root, successor, before, result)
         newest = successor or root
         assert newest is not None  # one of them is there, see above
-        adoption = adopt(self._shelf, newest, before.versions if before else {})
+        try:
+            adoption = adopt(self._shelf, newest, before.versions if before else {})
+        except ManagerError:
+            if before is not None or TARGETS not in ceremony.pending:
+                raise
+            result.notes.append("targets waits for signatures")  # a catalogue that is being founded
+            return result
         result.notes += adoption.left_out
         snapshot = self._next_snapshot(before, adoption.versions, is_forced or successor is not None)
         timestamp = self._next_timestamp(before, snapshot, is_forced)
