@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,8 +53,8 @@ def refuse(read: Callable[[], object], *refusals: type[Exception]) -> None:
 class Ears(asyncio.Transport):
     """The other end of a peer's connection: takes what is written and gives it to nobody."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, line: socket.socket) -> None:
+        super().__init__({"socket": line})
         self.written = 0
         self.is_aborted = False
 
@@ -80,6 +81,7 @@ class Targets:
         """Targets hold an event loop, which `close` ends."""
         self.directory = directory
         self._loop = asyncio.new_event_loop()
+        self._line = socket.socket()
         self.all: dict[str, Callable[[bytes], None]] = {
             "jdl": lambda data: refuse(lambda: jdl.parse(text_of(data))),
             "submit": lambda data: refuse(lambda: submit.parse(text_of(data), base_directory=directory)),
@@ -99,6 +101,7 @@ class Targets:
 
     def close(self) -> None:
         """End the event loop."""
+        self._line.close()
         self._loop.close()
 
     def environment(self, data: bytes) -> None:
@@ -156,7 +159,7 @@ class Targets:
                 connections=set(),
                 wants_to_send=lambda connection: None,
             )
-            connection, ears = Connection(host), Ears()
+            connection, ears = Connection(host), Ears(self._line)
             connection.connection_made(ears)
             step = max(1, data[0] if data else 1)
             for start in range(1, len(data), step):
