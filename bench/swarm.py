@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="all modes and peers, in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clients, scratch and namespaces go
     one = Field(
         clients=options.clients,
         package_bytes=int(options.size * 1e6),

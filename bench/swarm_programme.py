@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=0, help="default: 1, with --full 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clients, scratch and namespaces go
     rows = [
         row
         for row in GROUPS[options.group]()

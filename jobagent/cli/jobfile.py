@@ -32,7 +32,9 @@ def read(name: str, arguments: Sequence[str], dialect: str, parsers: Sequence[Pa
             base = path.resolve().parent
         text = data.decode()
     except OSError as error:
-        raise JobSyntaxError(f"cannot read job {name}: {error.strerror}") from error
+        raise JobSyntaxError(
+            f"cannot read job {name}: {error.strerror}", remedy="name a file, or - for stdin"
+        ) from error
     except UnicodeDecodeError as error:
         raise JobSyntaxError(f"job {name} is not UTF-8 text (byte {error.start})") from error
     return parse(text, parsers, dialect=dialect, arguments=arguments, base_directory=base)

@@ -85,7 +85,9 @@ class Repository:
         """
         repository = cls(directory, keys, validity=validity, clock=clock)
         if (directory / "metadata").exists():
-            raise UsageError(f"{directory} holds a catalogue already")
+            raise UsageError(
+                f"{directory} holds a catalogue already", remedy="name another directory, or use that one"
+            )
         chosen = {kind: _first_keys(keys, kind) for kind in FIRST_KEYS}
         repository.shelf.make()
         with repository.shelf.lock():

@@ -39,8 +39,14 @@ class Directory:
         tree = work / "tree"
         try:
             shutil.copytree(self.path, tree, symlinks=True)
-        except (OSError, shutil.Error) as error:
-            raise PublishError(f"{self.path} cannot be copied: {error}") from error
+        except shutil.Error as error:
+            source, _, reason = error.args[0][0]
+            raise PublishError(f"{source} cannot be copied: {reason}") from error
+        except OSError as error:
+            raise PublishError(
+                f"{error.filename or self.path} cannot be copied: {error.strerror}",
+                remedy="--tree names an installed tree that you can read",
+            ) from error
         return _installed(tree, self.prefix or os.path.abspath(self.path), Origin("directory"), report)
 
 
