@@ -79,7 +79,8 @@ def test_what_a_leaving_peer_alone_had_is_dealt_again() -> None:
     first, second = deals.deal("a", 0.0), deals.deal("b", 0.0)
     deals.has("a", first[0], 0.0)
     deals.has("b", first[1], 0.0)  # from a, which had it for a moment
-    assert sorted(deals.leave("a")) == sorted(set(first) - {first[1]})
+    assert sorted(deals.leave("a", 0.0)) == sorted(first[2:])
+    deals.revise(OVERDUE_S)  # long enough for others to tell that they had it from a
     for piece in second:
         deals.has("b", piece, 0.0)
     dealt = set(second)
@@ -88,6 +89,38 @@ def test_what_a_leaving_peer_alone_had_is_dealt_again() -> None:
         for piece in pieces:
             deals.has("b", piece, 0.0)
     assert dealt == set(range(PIECES)) - {first[1]}
+
+
+def test_what_others_got_from_a_peer_that_left_us_is_not_dealt_again() -> None:
+    deals = dealer(pieces=PLAIN.window)
+    deals.join("a", 0.0)
+    deals.join("b", 0.0)
+    first, *others = deals.deal("a", 0.0)
+    for piece in (first, *others):
+        deals.has("a", piece, 0.0)
+    assert deals.leave("a", 1.0) == []
+    deals.revise(2.0)
+    assert deals.deal("b", 2.0) == []
+    deals.has("b", first, 3.0)
+    deals.revise(OVERDUE_S + 2)
+    assert sorted(deals.deal("b", OVERDUE_S + 2)) == sorted(others)
+
+
+def test_nobody_is_neglected_while_the_first_copy_is_on_its_way() -> None:
+    deals = dealer(pieces=PLAIN.window)
+    deals.join("a", 0.0)
+    *taken, last = deals.deal("a", 0.0)
+    deals.has_many("a", taken, 0.0)
+    deals.join("b", 0.0)
+    for second in range(1, 30):
+        deals.waits("a", [last], float(second))
+        deals.revise(float(second))
+        assert deals.deal("b", float(second)) == []
+    deals.has("a", last, 30.0)
+    deals.revise(30.0)
+    assert deals.deal("b", 30.0) == []
+    deals.revise(29.0 + OVERDUE_S)
+    assert sorted(deals.deal("b", 29.0 + OVERDUE_S)) == sorted([*taken, last])
 
 
 def test_overdue_piece_is_dealt_to_somebody_else() -> None:
@@ -252,7 +285,7 @@ def test_whatever_peers_do_nobody_starves_and_counts_stay_true(data: st.DataObje
             deals.join(peer, now_s)
             held[peer], coming[peer] = set(), []
         elif act == "leave":
-            deals.leave(peer)
+            deals.leave(peer, now_s)
             held.pop(peer, None)
         elif act == "have" and peer in held:
             piece = data.draw(st.integers(-1, pieces))

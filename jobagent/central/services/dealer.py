@@ -92,20 +92,25 @@ class Dealer:
         self._longest_s = LONGEST_FACTOR * policy.neglected_s
         self._most_help = self._help_left = policy.help_copies * pieces
         self._revised_s: float | None = None
+        self._needed_s = -math.inf  # when the swarm was last seen to lack a piece
+        self._out_of_sight: dict[int, float] = {}  # piece → when its only holder left us; perhaps not the swarm
         self._middle = 0  # pieces of the middle peer, as of the last revision
         self.dealt = 0
 
     @property
     def is_needed(self) -> bool:
         """Whether some piece is held by no peer."""
-        return bool(self._fresh) or any(not held for held in self._holders)
+        return not all(self._holders)
 
     def join(self, peer: Hashable, now_s: float) -> None:
         """A peer has come; it has nothing until it says so."""
         self._peers[peer] = _Peer(self._policy.window, now_s)
 
-    def leave(self, peer: Hashable) -> list[int]:
-        """A peer is gone; return pieces that were lost with it, which will be dealt anew."""
+    def leave(self, peer: Hashable, now_s: float) -> list[int]:
+        """A peer is gone; return pieces that it was still to take, which will be dealt anew.
+
+        What it had it may still give to others: in a crowd peers close connections of which they have too many.
+        """
         gone = self._peers.pop(peer, None)
         if gone is None:
             return []
@@ -113,7 +118,8 @@ class Dealer:
             self._in_flight[piece] -= 1
         for piece in _bits(gone.has):
             self._holders[piece] -= 1
-        lost = [p for p in {*gone.dealt, *_bits(gone.has)} if not self._holders[p] and not self._in_flight[p]]
+        self._out_of_sight |= {p: now_s for p in _bits(gone.has) if self._is_lost(p)}
+        lost = [p for p in gone.dealt if self._is_lost(p) and p not in self._out_of_sight]
         self._fresh += lost
         self._choice.shuffle(self._fresh)
         return lost
@@ -181,6 +187,12 @@ class Dealer:
                 if not self._holders[piece] and piece not in known:
                     self._fresh.append(piece)
                     known.add(piece)
+        for piece in [p for p, left_s in self._out_of_sight.items() if now_s - left_s > self._overdue_s]:
+            del self._out_of_sight[piece]
+            if self._is_lost(piece) and piece not in known:
+                self._fresh.append(piece)
+        if self.is_needed:
+            self._needed_s = now_s
         counts = sorted(peer.count for peer in self._peers.values())
         self._middle = counts[len(counts) // 2] if counts else 0
         return bool(self._fresh) or any(
@@ -223,8 +235,15 @@ class Dealer:
         return is_late and behind > self._policy.lagging * self._pieces and len(state.dealt) < self._policy.window
 
     def _is_neglected(self, state: _Peer, now_s: float) -> bool:
+        """Whether neighbours could have served a peer and did not; while they wait for us it is not their fault."""
         patience_s = self._patience_s if self._help_left >= 1 else self._longest_s
-        return state.count < self._pieces and now_s - state.served_s > patience_s
+        waited_s = now_s - state.served_s
+        if waited_s < LONGEST_FACTOR * self._longest_s:
+            waited_s = min(waited_s, now_s - self._needed_s)
+        return state.count < self._pieces and waited_s > patience_s
+
+    def _is_lost(self, piece: int) -> bool:
+        return not self._holders[piece] and not self._in_flight[piece]
 
     def _rarest(self, state: _Peer) -> int | None:
         missing = [p for p in _bits(self._all & ~state.has) if p not in state.dealt]

@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
         package, self._package = self._package, None
         if package is not None:
             package.connections.discard(self)
-            if package.dealer.leave(self):
+            if package.dealer.leave(self, self._seeder.clock()):
                 for connection in package.connections:
                     connection.deal()
 
