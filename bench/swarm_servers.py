@@ -98,7 +98,7 @@ class Server:
 
     def counted_bytes(self) -> int:
         """Payload bytes that left."""
-        with urllib.request.urlopen(f"{self.url}/status.json", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/status.json", timeout=60) as answer:
             numbers = json.load(answer)["server"]
         return int(numbers["seeder"].get("upload_bytes", 0)) + int(numbers["http_bytes"])
 
