@@ -93,7 +93,7 @@ def test_jobs_go_where_their_packages_are(site: Site) -> None:
     first = site.submit('requirements = TARGET.EPName == "ep2"', packages=wanting(solo), shell="true")
     (event,) = site.pool.jobs.wait(first)
     assert event.kind == joblog.TERMINATED, event.reason
-    site.pool.wait_until(lambda: any(solo in ad["JobAgentCachedPackages"] for ad in site.pool.machines()))
+    site.pool.wait_until(lambda: any(solo in ad.get("JobAgentCachedPackages", []) for ad in site.pool.machines()))
     preferring = site.submit(packages=wanting(solo), shell="true")  # one: each machine is matched once a cycle
     requiring = site.submit("MY.PackagesPreInstalled = true", packages=wanting(solo), shell="true", queue=4)
     nowhere = site.submit("MY.PackagesPreInstalled = 1", packages=wanting("VO_ALICE@Solo::2"), shell="true")
