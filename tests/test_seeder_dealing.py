@@ -106,6 +106,18 @@ def test_what_others_got_from_a_peer_that_left_us_is_not_dealt_again() -> None:
     assert sorted(deals.deal("b", OVERDUE_S + 2)) == sorted(others)
 
 
+def test_who_comes_when_all_have_gone_waits_for_nothing() -> None:
+    deals = dealer(pieces=PLAIN.window)
+    deals.join("a", 0.0)
+    deals.join("b", 0.0)
+    for number, piece in enumerate(deals.deal("a", 0.0)):
+        deals.has("a" if number % 2 else "b", piece, 0.0)
+    deals.leave("a", 1.0)
+    deals.leave("b", 2.0)
+    deals.join("c", 2.0)
+    assert sorted(deals.deal("c", 2.0)) == list(range(PLAIN.window))
+
+
 def test_nobody_is_neglected_while_the_first_copy_is_on_its_way() -> None:
     deals = dealer(pieces=PLAIN.window)
     deals.join("a", 0.0)

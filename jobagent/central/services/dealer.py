@@ -120,6 +120,10 @@ class Dealer:
             self._holders[piece] -= 1
         self._out_of_sight |= {p: now_s for p in _bits(gone.has) if self._is_lost(p)}
         lost = [p for p in gone.dealt if self._is_lost(p) and p not in self._out_of_sight]
+        if not self._peers:  # nobody is left who could have got it from there: who comes next is not to wait
+            known = {*self._fresh, *lost}
+            lost += [p for p in self._out_of_sight if self._is_lost(p) and p not in known]
+            self._out_of_sight.clear()
         self._fresh += lost
         self._choice.shuffle(self._fresh)
         return lost
