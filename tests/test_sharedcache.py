@@ -25,7 +25,7 @@ from jobagent.job import sandbox
 from jobagent.testing import accounts
 from jobagent.testing.cache_users import content, spoil, user
 from jobagent.testing.samples import FILES, Sample, failing, holder, sample
-from jobagent_sharedcache import SharedCache, SharedCacheSettings
+from jobagent_sharedcache import SharedCache, SharedCacheSettings, filesystem
 from jobagent_sharedcache.filesystem import free_space
 from jobagent_sharedcache.leases import LeaseRecord, Place, is_live
 from jobagent_sharedcache.protection import decide
@@ -731,3 +731,34 @@ def test_listeners_hear_of_an_eviction_before_the_archive_goes(root: Path) -> No
 def test_free_space_is_that_of_an_unprivileged_user(tmp_path: Path) -> None:
     free, total, inodes = free_space(tmp_path)
     assert 0 < free <= shutil.disk_usage(tmp_path).free and total > free and inodes > 0
+
+
+def test_a_swept_tree_is_in_no_books_that_are_made_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a builder left that was killed after its files were shared and before its package appeared."""
+    wanted, killed, other = sample(), opened(root), opened(root)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(killed._shelf, "place", interrupted)
+        patch.setattr(killed._upkeep, "sweep_key", lambda key: None)
+        killed.acquire(wanted.package, holder(), wanted)
+    killed.close()
+    remove = filesystem.remove_tree
+    askers: list[threading.Thread] = []
+
+    def slowly(path: Path) -> None:
+        if path.parent.name == "staging":
+            askers.append(threading.Thread(target=other.usage))
+            askers[-1].start()
+            askers[-1].join(0.5)
+        remove(path)
+
+    monkeypatch.setattr(filesystem, "remove_tree", slowly)
+    opened(root).sweep()
+    assert askers
+    for asker in askers:
+        asker.join()
+    assert other.usage().stored_bytes == 0
+    assert [path for path in (root / "store").rglob("*") if path.is_file()] == []
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -55,8 +55,9 @@ class Upkeep:
     def sweep_key(self, key: str) -> None:
         """Remove what an ended builder of `key` left; exclusively locked."""
         for path in self._layout.staged(key):
-            self._store.distrust()
-            filesystem.remove_tree(path)
+            with locks.held(self._layout.quota_lock):  # nobody makes books of a tree that is half gone
+                self._store.distrust()
+                filesystem.remove_tree(path)
         self._layout.reservation(key).unlink(missing_ok=True)
         for path in self._layout.progress(key).parent.glob(f"{key}*"):
             path.unlink(missing_ok=True)
