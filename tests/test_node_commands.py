@@ -97,6 +97,8 @@ def test_the_cache_is_managed_with_and_without_a_service(node: Node, tmp_path: P
             assert said(node, "cache", "verify").count(" done") == 2
             said(node, "cache", "pin", "VO_ALICE@Data::1")
             assert "VO_ALICE@Data::1" in said(node, "cache", "evict", "VO_ALICE@Data::1", code=220)
+            refused = json.loads(node.call("cache", "--json", "evict", "VO_ALICE@Data::1").stdout)
+            assert (refused["ok"], refused["exit_code"]) == (False, 220) and refused["results"]
             said(node, "cache", "unpin", "VO_ALICE@Data::1")
             if service_runs:
                 said(node, "node", "--stop")

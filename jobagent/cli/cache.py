@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jobagent.cli import ask
+from jobagent.cli.main import report
 from jobagent.cli.progress import ProgressDisplay
-from jobagent.errors import CacheTampered, SiteError, UsageError
+from jobagent.errors import CacheTampered, JobAgentError, SiteError, UsageError
 from jobagent.events import Events
 
 Answer = dict[str, Any]
@@ -43,11 +44,15 @@ def run(args: argparse.Namespace) -> int:
     events = Events()
     with ProgressDisplay(events, is_quiet=args.action != "prewarm"), ask.at_hand(args, events) as asking:
         answer = _ACTIONS[args.action](asking, args)
+    failure = _failure(args.action, answer)
     if args.json:
-        print(json.dumps(answer, indent=2))
-    else:
-        print("\n".join(_LINES[args.action](answer)))
-    return _verdict(args.action, answer)
+        said = {"error": failure.kind, "message": str(failure), "exit_code": failure.exit_code} if failure else {}
+        print(json.dumps({**answer, "ok": failure is None, **said}, indent=2))
+        return report(failure, as_json=False) if failure else 0
+    print("\n".join(_LINES[args.action](answer)))
+    if failure:
+        raise failure
+    return 0
 
 
 def _prewarm(asking: ask.Asking, args: argparse.Namespace) -> Answer:
@@ -74,16 +79,16 @@ _ACTIONS: dict[str, Callable[[ask.Asking, argparse.Namespace], Answer]] = {
 }
 
 
-def _verdict(action: str, answer: Answer) -> int:
-    """Raise where something was not done; return 0 otherwise."""
+def _failure(action: str, answer: Answer) -> JobAgentError | None:
+    """The error to end with where something was not done."""
     failed = [r["id"] for r in answer.get("results", ()) if not r["done"]]
     if failed and action == "verify":
-        raise CacheTampered(f"damaged and put into quarantine: {', '.join(failed)}")
+        return CacheTampered(f"damaged and put into quarantine: {', '.join(failed)}")
     if failed:
-        raise SiteError(
+        return SiteError(
             f"cannot {action} {', '.join(failed)}: leased, pinned or gone", remedy="see jobagent cache list"
         )
-    return 0
+    return None
 
 
 def _list_lines(answer: Answer) -> Sequence[str]:
