@@ -736,10 +736,11 @@ def test_free_space_is_that_of_an_unprivileged_user(tmp_path: Path) -> None:
 def test_a_swept_tree_is_in_no_books_that_are_made_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a builder left that was killed after its files were shared and before its package appeared."""
     wanted, killed, other = sample(), opened(root), opened(root)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(killed._shelf, "place", interrupted)
         patch.setattr(killed._upkeep, "sweep_key", lambda key: None)
-        killed.acquire(wanted.package, holder(), wanted)
+        with pytest.raises(KeyboardInterrupt):
+            killed.acquire(wanted.package, holder(), wanted)
     killed.close()
     remove = filesystem.remove_tree
     askers: list[threading.Thread] = []
