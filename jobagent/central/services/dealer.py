@@ -118,15 +118,12 @@ class Dealer:
             self._in_flight[piece] -= 1
         for piece in _bits(gone.has):
             self._holders[piece] -= 1
-        self._out_of_sight |= {p: now_s for p in _bits(gone.has) if self._is_lost(p)}
-        lost = [p for p in gone.dealt if self._is_lost(p) and p not in self._out_of_sight]
+        self._out_of_sight |= {piece: now_s for piece in _bits(gone.has) if self._is_lost(piece)}
+        lost = gone.dealt.keys() - self._out_of_sight.keys()
         if not self._peers:  # nobody is left who could have got it from there: who comes next is not to wait
-            known = {*self._fresh, *lost}
-            lost += [p for p in self._out_of_sight if self._is_lost(p) and p not in known]
+            lost |= self._out_of_sight.keys()
             self._out_of_sight.clear()
-        self._fresh += lost
-        self._choice.shuffle(self._fresh)
-        return lost
+        return self._renew(lost)
 
     def has(self, peer: Hashable, piece: int, now_s: float) -> None:
         """A peer says that it has a piece, from us or from a neighbour."""
@@ -181,20 +178,17 @@ class Dealer:
     def revise(self, now_s: float) -> bool:
         """Take back what is overdue; return whether others may be dealt something.  Call about twice a second."""
         self._follow_pace(now_s)
-        known = set(self._fresh)
+        late = [p for p, left_s in self._out_of_sight.items() if now_s - left_s > self._overdue_s]
+        for piece in late:
+            del self._out_of_sight[piece]
         for peer in self._peers.values():
             overdue_s = self._longest_s if now_s - peer.taken_s < self._overdue_s else self._overdue_s
             overdue = [p for p, dealt_s in peer.dealt.items() if now_s - dealt_s > overdue_s]
             for piece in overdue:
                 del peer.dealt[piece]
                 self._in_flight[piece] -= 1
-                if not self._holders[piece] and piece not in known:
-                    self._fresh.append(piece)
-                    known.add(piece)
-        for piece in [p for p, left_s in self._out_of_sight.items() if now_s - left_s > self._overdue_s]:
-            del self._out_of_sight[piece]
-            if self._is_lost(piece) and piece not in known:
-                self._fresh.append(piece)
+            late += overdue
+        self._renew(late)
         if self.is_needed:
             self._needed_s = now_s
         counts = sorted(peer.count for peer in self._peers.values())
@@ -245,6 +239,15 @@ class Dealer:
         if waited_s < LONGEST_FACTOR * self._longest_s:
             waited_s = min(waited_s, now_s - self._needed_s)
         return state.count < self._pieces and waited_s > patience_s
+
+    def _renew(self, pieces: Iterable[int]) -> list[int]:
+        """Have those of the pieces dealt anew that nobody holds or is to take; return them."""
+        known = set(self._fresh)
+        lost = [piece for piece in set(pieces) if piece not in known and self._is_lost(piece)]
+        if lost:
+            self._fresh += lost
+            self._choice.shuffle(self._fresh)
+        return lost
 
     def _is_lost(self, piece: int) -> bool:
         return not self._holders[piece] and not self._in_flight[piece]

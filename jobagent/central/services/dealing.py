@@ -138,10 +138,6 @@ class DealingSeeder:
             self._is_sending = True
             self._loop.call_soon(self._send)
 
-    def is_idle(self) -> bool:
-        """Our link could carry more: nobody waits for us."""
-        return not any(connection.wishes for connection in self.connections)
-
     def _send(self) -> None:
         """Send block by block to each in turn, within the rate."""
         for _ in range(BLOCKS_PER_TURN):

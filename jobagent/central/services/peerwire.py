@@ -87,9 +87,6 @@ class Host(Protocol):
     def wants_to_send(self, connection: Connection) -> None:
         """A connection has wishes and room in its buffer."""
 
-    def is_idle(self) -> bool:
-        """Whether our link could carry more than all peers wish."""
-
 
 class Connection(asyncio.Protocol):
     """One peer."""
@@ -193,7 +190,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(block)
         package.sent_bytes += length
         self._count(package, piece, length)
-        if not self.wishes and not self._is_paused and self._seeder.is_idle():
+        if not self.wishes and not self._is_paused:
             package.dealer.drained(self)
             self.deal()
         return length
