@@ -144,11 +144,11 @@ class Transport(Protocol):
 
 @runtime_checkable
 class Seeder(Transport, Protocol):
-    """A transport that can give to others what the node has.
+    """A transport that can give to others what the node has."""
 
-    One whose site does not want that has a false attribute `is_seeding`: where no seeder seeds, no archive is kept
-    beside its tree.
-    """
+    @property
+    def is_seeding(self) -> bool:
+        """Whether the site wants that; where no seeder seeds, no archive is kept beside its tree."""
 
     def seed(self, package: Package, archive: Path, torrent: bytes) -> None:
         """Offer `archive` from now on; the file must stay unchanged until `unseed` returns.  Idempotent."""

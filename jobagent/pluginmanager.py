@@ -7,6 +7,7 @@ hangs is left behind in its thread) and attributes (messages name distribution a
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,8 @@ import pluggy
 from jobagent import hookspecs
 from jobagent.config import Config, PluginSettings
 from jobagent.contracts import (
+    Cache,
     CacheEntry,
-    CacheFactory,
     Catalogue,
     Context,
     EnvironmentProvider,
@@ -131,10 +132,13 @@ class Plugins:
         """Input sources of all plugins."""
         return self._gather("jobagent_inputs", context)
 
-    def cache_factory(self, context: Context) -> CacheFactory | None:
+    def cache(self, context: Context) -> Cache | None:
         """The first cache that a plugin provides; raises PluginError where one fails: its site asked for it."""
-        factory: CacheFactory | None = self._first("jobagent_cache", must=True, context=context)
-        return factory
+        for name, factory in self._each("jobagent_cache", must=True, context=context):
+            if factory is not None:
+                made: Cache = self._call(name, "jobagent_cache", functools.partial(factory, context), {})
+                return made
+        return None
 
     # --- choices
 
@@ -234,8 +238,8 @@ class Plugins:
     def _gather(self, hook: str, context: Context, *, must: bool = False) -> list[Any]:
         return [item for _, items in self._each(hook, must=must, context=context) for item in items or ()]
 
-    def _first(self, hook: str, *, must: bool = False, **arguments: Any) -> Any:
-        return next((r for _, r in self._each(hook, must=must, **arguments) if r is not None), None)
+    def _first(self, hook: str, **arguments: Any) -> Any:
+        return next((r for _, r in self._each(hook, **arguments) if r is not None), None)
 
     def _merge(self, hook: str) -> dict[str, Any]:
         merged: dict[str, Any] = {}

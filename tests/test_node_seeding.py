@@ -23,6 +23,7 @@ class Neighbourly:
 
     name = "neighbourly"
     rank = 99
+    is_seeding = True
 
     def __init__(self) -> None:
         self.offered: list[str] = []

@@ -119,6 +119,18 @@ def test_a_broken_verifier_is_never_passed_over(tmp_path):
         manager.verifiers(context(tmp_path))
 
 
+def test_a_cache_that_cannot_be_made_names_its_plugin(tmp_path):
+    class Broken:
+        @hookimpl
+        def jobagent_cache(self, context):
+            return lambda context: {}["burst-buffer"]
+
+    manager = plugins()
+    manager.register(Broken(), "broken", "some-dist")
+    with pytest.raises(PluginError, match=r"broken \(some-dist\) in jobagent_cache: KeyError: 'burst-buffer'"):
+        manager.cache(context(tmp_path))
+
+
 def test_first_result_goes_on_past_a_plugin_that_raises(tmp_path):
     class Raises:
         @hookimpl

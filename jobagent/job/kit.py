@@ -67,7 +67,7 @@ class Kit:
     @property
     def keeps_archives(self) -> bool:
         """Whether an archive is of use once its tree is there."""
-        return any(getattr(seeder, "is_seeding", True) for seeder in self.seeders)
+        return any(seeder.is_seeding for seeder in self.seeders)
 
     def close(self) -> None:
         """Free network and cache; idempotent."""
@@ -101,8 +101,7 @@ def assemble(config: Config, *, state: Path, events: Events, plugins: Plugins | 
     plugins = plugins or load(config)
     platform = platform_of(config)
     context = Context(config, state, events, platform)
-    factory = plugins.cache_factory(context)
-    cache: Cache = factory(context) if factory else PrivateCache(state / "packages")
+    cache = plugins.cache(context) or PrivateCache(state / "packages")
     if cache.is_shared:
         context = Context(config, cache.root / "state", events, platform)
     context.state.mkdir(parents=True, exist_ok=True)
