@@ -48,11 +48,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         said = {"error": failure.kind, "message": str(failure), "exit_code": failure.exit_code} if failure else {}
         print(json.dumps({**answer, "ok": failure is None, **said}, indent=2))
-        return report(failure, as_json=False) if failure else 0
-    print("\n".join(_LINES[args.action](answer)))
-    if failure:
-        raise failure
-    return 0
+    else:
+        print("\n".join(_LINES[args.action](answer)))
+    return report(failure, as_json=False) if failure else 0
 
 
 def _prewarm(asking: ask.Asking, args: argparse.Namespace) -> Answer:
