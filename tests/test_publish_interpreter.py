@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from jobagent.central.packaging import elf
 from jobagent.central.packaging.content import Content
 from jobagent.central.packaging.cxxheaders import CxxHeaders
 from jobagent.central.packaging.interpreter import LIBRARY, VERSION, Interpreter
+from jobagent.errors import PublishError
 from jobagent.job import relocation
 from jobagent.model import EnvironmentAction, EnvironmentChange
 from tests.conftest import need
@@ -124,8 +126,7 @@ def test_the_same_interpreter_is_made_to_the_byte(content: Content, tmp_path: Pa
 
 def test_headers_are_found_where_their_variables_say(tmp_path: Path) -> None:
     compiler = need("c++")
-    source = CxxHeaders()
-    content = source.make(tmp_path, print)
+    content = CxxHeaders(tmp_path).make(tmp_path, print)
     variables = {c.name: c.value.replace("{root}", str(content.path)) for c in content.environment}
     options = [f"-isystem{d}" for d in variables["CLING_CPPSYSINCL"].split(":")] + variables[
         "EXTRA_CLING_ARGS"
@@ -135,6 +136,63 @@ def test_headers_are_found_where_their_variables_say(tmp_path: Path) -> None:
     )
     argv = [compiler, "-nostdinc", "-nostdinc++", "-fsyntax-only", *options, *own_headers(compiler), "-xc++", "-"]
     subprocess.run(argv, input=program, text=True, check=True, timeout=60)
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of Debian packages, the only one that apt knows, and no compiler; returns its directory."""
+    need("apt-get"), need("dpkg-deb")
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    (tmp_path / "sources.list").write_text(f"deb [trusted=yes] file:{directory} ./\n")
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{tmp_path}/sources.list";\nDir::Etc::sourceparts "-";\nDir::Etc::parts "-";\n'
+    )
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if "++" in name else which(name))
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    return directory
+
+
+def add_package(archive: Path, name: str, version: str, *headers: str) -> None:
+    """Put a package with these headers, each of one line that names it, into the archive."""
+    tree = archive.parent / "packages" / name
+    (tree / "DEBIAN").mkdir(parents=True)
+    control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: VO <vo@example.org>\n"
+    (tree / "DEBIAN" / "control").write_text(control + "Description: test\n")
+    for header in headers:
+        path = tree / "usr" / "include" / header
+        path.parent.mkdir(parents=True)
+        path.write_text(f"// {header}\n")
+    file = archive / f"{name}.deb"
+    subprocess.run(["dpkg-deb", "--build", tree, file], check=True, capture_output=True, timeout=60)
+    sums = f"Size: {file.stat().st_size}\nSHA256: {manifest.hash_file(file)}\n"
+    with open(archive / "Packages", "a", encoding="utf-8") as index:
+        index.write(f"{control}Filename: ./{file.name}\n{sums}Description: test\n\n")
+
+
+def test_without_a_compiler_headers_come_from_the_distribution(archive: Path, tmp_path: Path) -> None:
+    add_package(archive, "g++", "4:12.2.0-3")
+    add_package(archive, "libstdc++-12-dev", "12.2.0-14+deb12u1", "c++/12/vector", "x86_64-linux-gnu/c++/12/bits/os.h")
+    add_package(archive, "libstdc++-11-dev", "11.3.0-12", "c++/11/vector")
+    add_package(archive, "libc6-dev", "2.36-9", "stdio.h/x", "x86_64-linux-gnu/bits/types.h")
+    add_package(archive, "linux-libc-dev", "6.1.1", "linux/errno.h")
+    source = CxxHeaders(tmp_path / "work")
+    assert source.version.startswith("12.2.0-")
+    content = source.make(tmp_path, print)
+    variables = {c.name: c.value for c in content.environment}
+    machine = "{root}/usr/include/x86_64-linux-gnu"
+    assert variables["CLING_CPPSYSINCL"].split(":")[:2] == ["{root}/usr/include/c++/12", f"{machine}/c++/12"]
+    assert variables["EXTRA_CLING_ARGS"] == f"-isystem {machine} -isystem {{root}}/usr/include"
+    found = {str(p.relative_to(content.path)) for p in content.path.rglob("*") if p.is_file()}
+    assert {"usr/include/c++/12/vector", "usr/include/linux/errno.h"} < found
+    assert not [name for name in found if "c++/11" in name]
+
+
+def test_without_compiler_and_archive_the_remedy_is_said(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match="apt-get update failed") as failed:
+        CxxHeaders(tmp_path / "work")
+    assert failed.value.remedy.startswith("install g++")
 
 
 def own_headers(compiler: str) -> list[str]:

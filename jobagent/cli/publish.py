@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     repository = managing.open_repository(args)
     events = Events()
     publisher = Publisher(repository, namespace, args.platform or platform_of(config), events, level=args.level)
-    with ProgressDisplay(events), tempfile.TemporaryDirectory(prefix="jobagent-wheels-") as downloads:
+    with ProgressDisplay(events), tempfile.TemporaryDirectory(prefix="jobagent-publish-") as downloads:
         pin = _pinned(args) if args.skip_existing else None
         if pin and (found := publisher.find(*pin)):  # then its closure is there as well, and nothing is downloaded
             published = Published((), (found,), None)
@@ -130,7 +130,7 @@ def _sources(args: argparse.Namespace, downloads: Path) -> Sequence[Source]:
     if args.cxx_headers:
         from jobagent.central.packaging.cxxheaders import CxxHeaders
 
-        return [CxxHeaders()]
+        return [CxxHeaders(downloads)]
     from jobagent.central.packaging.interpreter import Interpreter
 
     return [Interpreter(with_libc=args.with_libc)]

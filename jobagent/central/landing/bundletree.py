@@ -60,8 +60,12 @@ exec "$root/lib/LOADER" "$@"
 """
 
 # In the C locale Python puts LC_CTYPE into its environment (PEP 538); payloads should not inherit that.
+# Debian's Python looks for modules in dist-packages only.
 _SITE_CUSTOMIZE = """\
 import os, sys
+site_packages = os.path.join(os.path.dirname(os.__file__), "site-packages")
+if site_packages not in sys.path:
+    sys.path.append(site_packages)
 if "has_lc_ctype" not in sys._xoptions:
     os.environ.pop("LC_CTYPE", None)
 """
