@@ -1,5 +1,8 @@
 """A small network of shaped hosts: namespaces on one bridge, each link limited by the kernel (tbf) both ways.
 
+TCP is Reno in all of them, whatever the machine prefers: every kernel has it, and on links this slow Cubic, the
+default of most, does the same.
+
 Needs root.  Names carry the pid of their maker, so that what a killed run left is found and removed by the next.
 """
 
@@ -122,6 +125,7 @@ def _plug(name: str, switch: str, number: int, site: int, rate_bits: int) -> Hos
     _inside(name, "link", "set", "lo", "up")
     _inside(name, "addr", "add", f"{address}/16", "dev", "eth0")
     _inside(name, "link", "set", "eth0", "up")
+    _run(["ip", "netns", "exec", name, "sh", "-c", "echo reno >/proc/sys/net/ipv4/tcp_congestion_control"])
     _limit(name, "eth0", rate_bits)
     _limit(switch, port, rate_bits)
     return Host(name, address, rate_bits)

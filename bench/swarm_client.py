@@ -211,6 +211,7 @@ def default_session(address: str, upload_rate_bytes: int) -> lt.session:
         "enable_upnp": False,
         "enable_natpmp": False,
         "upload_rate_limit": upload_rate_bytes,
+        "rate_limit_ip_overhead": False,  # on loopback; other programs' limits count no headers
     }
     session = lt.session(settings)
     everyone = lt.ip_filter()

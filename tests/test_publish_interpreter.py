@@ -173,7 +173,7 @@ def add_package(archive: Path, name: str, version: str, *headers: str) -> None:
 
 def test_without_a_compiler_headers_come_from_the_distribution(archive: Path, tmp_path: Path) -> None:
     add_package(archive, "g++", "4:12.2.0-3")
-    add_package(archive, "libstdc++-12-dev", "12.2.0-14+deb12u1", "c++/12/vector", "x86_64-linux-gnu/c++/12/bits/os.h")
+    add_package(archive, "libstdc++-12-dev", "12.2.0-14", "c++/12/vector", "x86_64-linux-gnu/c++/12/bits/os.h")
     add_package(archive, "libstdc++-11-dev", "11.3.0-12", "c++/11/vector")
     add_package(archive, "libc6-dev", "2.36-9", "stdio.h/x", "x86_64-linux-gnu/bits/types.h")
     add_package(archive, "linux-libc-dev", "6.1.1", "linux/errno.h")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -400,6 +403,43 @@ def test_peer_is_dealt_pieces_and_gets_exactly_those(table: Table) -> None:
     kind, payload = peer.receive()
     content = table.published.path.read_bytes()[dealt[0] * PIECE_BYTES :][:5000]
     assert (kind, payload) == (PIECE, struct.pack(">II", dealt[0], 0) + content)
+
+
+def test_pieces_are_sent_whole_one_after_the_other(tmp_path: Path) -> None:
+    blocks, block_bytes, host, infohash = 8, 8192, address(), bytes(20)
+    published = publish(tmp_path, size_bytes=20 * blocks * block_bytes)
+    # what is in the bucket is gone after two pieces; then blocks come with 80 ms between them
+    limited = DealingSeeder([host], (0, 0), policy=PLAIN, upload_rate_bytes=lambda: 100_000)
+    limited.offer("key", published.path, [infohash], published.package.archive.size_bytes, blocks * block_bytes)
+    arrived: list[tuple[float, int]] = []
+
+    def take(peer: RawPeer) -> None:
+        peer.answer()
+        peer.receive(), peer.receive()
+        peer.send(HAVE_NONE)
+        mine = [int.from_bytes(peer.receive()[1], "big") for _ in range(2)]
+        for piece, block in itertools.product(mine, range(blocks)):
+            peer.send(REQUEST, struct.pack(">III", piece, block * block_bytes, block_bytes))
+        for _ in range(blocks * len(mine)):
+            while (message := peer.receive())[0] != PIECE:
+                pass
+            arrived.append((time.monotonic(), int.from_bytes(message[1][:4], "big")))
+
+    peers = [RawPeer(limited.port, host, infohash, name=name) for name in "ab"]
+    threads = [threading.Thread(target=take, args=(peer,)) for peer in peers]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        for peer in peers:
+            peer.close()
+        limited.close()
+    order = [piece for _, piece in sorted(arrived)]
+    late = order[2 * blocks :]
+    assert len(order) == 4 * blocks
+    assert len([1 for one, other in itertools.pairwise(late) if one != other]) == len(set(late)) - 1, order
 
 
 def test_v1_handshake_that_can_upgrade_is_answered_with_v2(table: Table) -> None:

@@ -82,6 +82,25 @@ def test_running_session_follows_its_schedule() -> None:
 
 
 @pytest.mark.swarm
+def test_few_are_served_at_once_while_no_package_has_many_pieces(tmp_path: Path) -> None:
+    slots: list[int] = []
+    with central(tmp_path, is_seeding=False) as services:
+        small, large = (services.publish(name, size_bytes=size) for name, size in (("s", 300_000), ("l", 6_000_000)))
+        giver = Agent(tmp_path, services.url)
+        try:
+            for act in (
+                lambda: giver.swarm.seed(small.package, small.path, small.torrent),
+                lambda: giver.swarm.seed(large.package, large.path, large.torrent),
+                lambda: giver.swarm.unseed(large.package.key),
+            ):
+                act()
+                slots.append(giver.swarm._open_session().native.get_settings()["unchoke_slots_limit"])
+        finally:
+            giver.swarm.close()
+    assert slots == [4, 6_000_000 // 32_768 // 15, 4]
+
+
+@pytest.mark.swarm
 def test_dealing_seeder_follows_its_schedule(tmp_path: Path) -> None:
     always = {"schedule": ["00:00-23:59 upload=300000", "23:59-00:00 upload=300000"]}
     with central(tmp_path, swarm=always) as services, agents(tmp_path, 1, services.url) as (agent,):

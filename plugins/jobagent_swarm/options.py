@@ -75,6 +75,7 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
         "unchoke_slots_limit": site.unchoke_slots,
         "unchoke_interval": 2,
         "optimistic_unchoke_interval": 4,
+        "rate_limit_ip_overhead": False,  # limits count what is sent, as the seeder's do, not guessed headers
         "send_redundant_have": False,  # half of the small packets of a crowd
         "aio_threads": 1,
         "hashing_threads": 1,
@@ -95,6 +96,7 @@ def settings_pack(options: Options) -> dict[str, int | bool | str]:
         "peer_connect_timeout": 5,
         "handshake_timeout": 5,
         "request_timeout": 20,
+        "request_queue_time": 1,  # s; what is asked of a peer that turns slow waits for it
         "min_reconnect_time": 5,
         "max_failcount": 5,
         "urlseed_timeout": 10,

@@ -35,6 +35,7 @@ LOAD_LIMITS = {
 PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
 LISTEN_TIMEOUT_S = 5.0
 PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
+MIN_SLOTS, PIECES_PER_SLOT = 4, 15
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
 
@@ -42,10 +43,11 @@ Watcher = Callable[[lt.alert], None]
 class Torrent:
     """One torrent of a session.  Made by `Session.add`; `path` is where its only file is."""
 
-    def __init__(self, handle: lt.torrent_handle, path: Path, watcher: Watcher) -> None:
+    def __init__(self, handle: lt.torrent_handle, path: Path, watcher: Watcher, pieces: int) -> None:
         self.handle = handle
         self.path = path
         self.watcher = watcher
+        self.pieces = pieces
         self.failing_trackers: set[str] = set()
         self.exchanges_peers = False
 
@@ -91,6 +93,7 @@ class Session:
         self._now = now
         self._limits = self._schedule.at(now())
         self._lock = threading.Lock()
+        self._slots = options.settings.unchoke_slots
         self._torrents: dict[lt.torrent_handle, Torrent] = {}
         self._stats_arrived = threading.Condition(self._lock)
         self._stats: Mapping[str, int] = {}
@@ -175,8 +178,9 @@ class Session:
             parameters.flags |= flags.super_seeding
         with self._lock:  # held so that the first alerts find their watcher
             handle = self.native.add_torrent(parameters)
-            added = Torrent(handle, path, watcher)
+            added = Torrent(handle, path, watcher, pieces_of(parameters))
             self._torrents[handle] = added
+            self._fit_slots()
         return added
 
     def remove(self, torrent: Torrent) -> None:
@@ -185,6 +189,7 @@ class Session:
             if self._torrents.pop(torrent.handle, None) is None or self._session is None:
                 return
             self._session.remove_torrent(torrent.handle)
+            self._fit_slots()
 
     def connect(self, torrent: Torrent, address: str, port: int) -> None:
         """Try a peer that no tracker named."""
@@ -217,6 +222,17 @@ class Session:
         session.post_session_stats()  # wakes the pump
         self._pump.join(PUMP_END_S)
         self._torrents.clear()
+
+    def _fit_slots(self) -> None:
+        """Give to few peers at once while no package has many pieces; call with the lock held.
+
+        Nobody can give on what is not complete: a crowd begins only after the time of one piece for each slot.
+        """
+        pieces = max((torrent.pieces for torrent in self._torrents.values()), default=0)
+        slots = min(self._options.settings.unchoke_slots, max(MIN_SLOTS, pieces // PIECES_PER_SLOT))
+        if slots != self._slots:
+            self._slots = slots
+            self.apply(unchoke_slots_limit=slots)
 
     def _run(self) -> None:
         session = self._session
@@ -281,6 +297,12 @@ def piece_size_of(parameters: lt.add_torrent_params) -> int:
     """Bytes of a piece."""
     assert parameters.ti is not None
     return parameters.ti.piece_length()
+
+
+def pieces_of(parameters: lt.add_torrent_params) -> int:
+    """How many pieces there are."""
+    assert parameters.ti is not None
+    return parameters.ti.num_pieces()
 
 
 def load(torrent: bytes, infohash: str) -> lt.add_torrent_params:

@@ -31,8 +31,12 @@ class SwarmSettings:
     """The section; rates are bytes per second and 0 means unlimited."""
 
     ports: str = setting("0", "Listening port or range, as in `6881-6889`; 0: any. If all are taken: download only.")
-    download_rate_bytes: int = setting(0, "Download limit of this node in bytes/s, also for local peers; 0: none.")
-    upload_rate_bytes: int = setting(0, "Upload limit of this node in bytes/s, also for local peers; 0: none.")
+    download_rate_bytes: int = setting(
+        0, "Download limit of this node in bytes/s without headers of TCP and IP, also for local peers; 0: none."
+    )
+    upload_rate_bytes: int = setting(
+        0, "Upload limit of this node in bytes/s without headers of TCP and IP, also for local peers; 0: none."
+    )
     schedule: tuple[str, ...] = setting(
         (), "Other limits at times, as in `Mon-Fri 08:00-18:00 upload=1000000 download=5000000`; the first that fits."
     )
@@ -44,7 +48,9 @@ class SwarmSettings:
     local_upload_rate_bytes: int = setting(0, "Upload limit of this node to `local_networks`; 0: none.")
     connections: int = setting(200, "Peer connections of this node.")
     connections_per_package: int = setting(40, "Peer connections for one package.")
-    unchoke_slots: int = setting(24, "Peers that are uploaded to at the same time, per node.")
+    unchoke_slots: int = setting(
+        24, "Peers that are uploaded to at the same time, per node; fewer where all packages have few pieces."
+    )
     trackers: tuple[str, ...] = setting((), "Announce URLs; empty: `announce` below each catalogue URL.")
     token_file: Path = setting(Path(), "File with the announce token of the VO; empty: none.")
     encryption: Encryption = setting(

@@ -139,7 +139,7 @@ class DealingSeeder:
             self._loop.call_soon(self._send)
 
     def _send(self) -> None:
-        """Send block by block to each in turn, within the rate."""
+        """Send piece by piece to each in turn, within the rate: nobody can give on half a piece."""
         for _ in range(BLOCKS_PER_TURN):
             if not self._waiting:
                 self._is_sending = False
@@ -149,12 +149,14 @@ class DealingSeeder:
                 self._waiting.popleft()
                 connection.is_waiting = False
                 continue
-            pause_s = self._budget.take(connection.wishes[0][2], self.clock())
+            piece, _, length = connection.wishes[0]
+            pause_s = self._budget.take(length, self.clock())
             if pause_s > 0:
                 self._loop.call_later(pause_s, self._send)
                 return
             self.sent_bytes += connection.send_block()
-            self._waiting.rotate(-1)
+            if not connection.wishes or connection.wishes[0][0] != piece:
+                self._waiting.rotate(-1)
         self._loop.call_soon(self._send)
 
     async def _start(self, sockets: Sequence[socket.socket]) -> list[asyncio.Server]:
