@@ -7,6 +7,7 @@ What stands outside the markers is written by hand and stays.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -23,9 +24,11 @@ COLORS = ("#c2571a", "#1a7f8c", "#6a4c93", "#7a7a7a", "#2a9d3a", "#b5179e")
 
 def main() -> int:
     """Write the page from files."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of `bench.swarm_programme --json`")
     groups: dict[str, dict[str, Any]] = {}
-    for name in sys.argv[1:]:
-        add(groups, json.loads(Path(name).read_text()))
+    for file in parser.parse_args().files:
+        add(groups, json.loads(file.read_text()))
     write(groups.values())
     return 0
 
