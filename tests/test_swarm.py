@@ -19,7 +19,7 @@ from jobagent import bencode
 from jobagent.contracts import Order
 from jobagent.errors import DigestMismatch, HostileArchive, NoFreePort, ScratchUnusable, SupplyError
 from jobagent.model import Archive, Blob, Package, PackageId, Traffic, Tree
-from tests.swarm_field import Published, agents, central, publish, wait_until
+from tests.swarm_field import Agent, Published, agents, central, publish, wait_until
 
 pytestmark = pytest.mark.swarm
 
@@ -63,6 +63,33 @@ def test_many_agents_give_to_each_other_and_every_byte_is_accounted(tmp_path: Pa
             assert size <= from_seeder <= sent < 6 * size
             given = sum(agent.swarm.status()["upload_bytes"] for agent in nodes)
             assert sum(t.neighbour_bytes for t in traffic) <= given
+
+
+def test_nobody_is_left_with_the_last_piece_missing(tmp_path: Path) -> None:
+    with (
+        central(tmp_path, swarm={"upload_rate_bytes": 250_000}) as services,
+        agents(tmp_path, 1, services.url) as (elected,),
+        agents(tmp_path, 3) as others,
+    ):
+        published = services.publish(size_bytes=800_000)
+        nodes = [elected, *others]
+        for node in nodes:
+            node.swarm.open()
+
+        def fetch(node: Agent) -> float:
+            node.swarm.fetch(node.order(published))
+            return time.monotonic()
+
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            ended = pool.map(fetch, nodes)
+            sessions = [node.swarm._open_session() for node in nodes]
+            wait_until(lambda: all(session._torrents for session in sessions))
+            (torrent,) = sessions[0]._torrents.values()
+            for other in others:  # they know nobody else, so they have each piece just after it
+                sessions[0].connect(torrent, other.address, other.swarm.port())
+            first, *rest = ended
+    # libtorrent would leave the one that completes, and come back to it after five seconds
+    assert max(rest) - first < 3.0
 
 
 def test_upload_limit_binds_on_local_peers(tmp_path: Path) -> None:

@@ -43,11 +43,14 @@ Watcher = Callable[[lt.alert], None]
 class Torrent:
     """One torrent of a session.  Made by `Session.add`; `path` is where its only file is."""
 
-    def __init__(self, handle: lt.torrent_handle, path: Path, watcher: Watcher, pieces: int) -> None:
+    def __init__(
+        self, handle: lt.torrent_handle, path: Path, watcher: Watcher, pieces: int, *, is_complete: bool
+    ) -> None:
         self.handle = handle
         self.path = path
         self.watcher = watcher
         self.pieces = pieces
+        self.is_complete = is_complete
         self.failing_trackers: set[str] = set()
         self.exchanges_peers = False
 
@@ -93,7 +96,7 @@ class Session:
         self._now = now
         self._limits = self._schedule.at(now())
         self._lock = threading.Lock()
-        self._slots = options.settings.unchoke_slots
+        self._fitting: dict[str, int] = {}
         self._torrents: dict[lt.torrent_handle, Torrent] = {}
         self._stats_arrived = threading.Condition(self._lock)
         self._stats: Mapping[str, int] = {}
@@ -178,9 +181,9 @@ class Session:
             parameters.flags |= flags.super_seeding
         with self._lock:  # held so that the first alerts find their watcher
             handle = self.native.add_torrent(parameters)
-            added = Torrent(handle, path, watcher, pieces_of(parameters))
+            added = Torrent(handle, path, watcher, pieces_of(parameters), is_complete=is_complete)
             self._torrents[handle] = added
-            self._fit_slots()
+            self._fit()
         return added
 
     def remove(self, torrent: Torrent) -> None:
@@ -189,7 +192,7 @@ class Session:
             if self._torrents.pop(torrent.handle, None) is None or self._session is None:
                 return
             self._session.remove_torrent(torrent.handle)
-            self._fit_slots()
+            self._fit()
 
     def connect(self, torrent: Torrent, address: str, port: int) -> None:
         """Try a peer that no tracker named."""
@@ -223,16 +226,22 @@ class Session:
         self._pump.join(PUMP_END_S)
         self._torrents.clear()
 
-    def _fit_slots(self) -> None:
-        """Give to few peers at once while no package has many pieces; call with the lock held.
+    def _fit(self) -> None:
+        """Fit settings to the torrents that are there; call with the lock held.
 
-        Nobody can give on what is not complete: a crowd begins only after the time of one piece for each slot.
+        Few peers are served at once while no package has many pieces, since nobody can give on what is not complete:
+        a crowd begins only after the time of one piece for each slot.  And while something is missing no connection
+        counts as redundant: libtorrent would leave a peer that becomes a seed by the very piece that we miss.
         """
-        pieces = max((torrent.pieces for torrent in self._torrents.values()), default=0)
-        slots = min(self._options.settings.unchoke_slots, max(MIN_SLOTS, pieces // PIECES_PER_SLOT))
-        if slots != self._slots:
-            self._slots = slots
-            self.apply(unchoke_slots_limit=slots)
+        torrents = self._torrents.values()
+        slots = max(MIN_SLOTS, max((t.pieces for t in torrents), default=0) // PIECES_PER_SLOT)
+        fitting = {
+            "unchoke_slots_limit": min(self._options.settings.unchoke_slots, slots),
+            "close_redundant_connections": all(t.is_complete for t in torrents),
+        }
+        if fitting != self._fitting:
+            self._fitting = fitting
+            self.apply(**fitting)
 
     def _run(self) -> None:
         session = self._session
@@ -255,6 +264,9 @@ class Session:
         if isinstance(alert, lt.torrent_alert):
             with self._lock:
                 torrent = self._torrents.get(alert.handle)
+                if torrent is not None and isinstance(alert, lt.torrent_finished_alert):
+                    torrent.is_complete = True
+                    self._fit()
             if torrent is not None:
                 if isinstance(alert, lt.tracker_reply_alert | lt.tracker_error_alert):
                     self._choose_exchange(torrent, alert)
