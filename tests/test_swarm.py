@@ -190,6 +190,29 @@ def test_fetched_file_is_given_on_after_it_was_moved_and_seeded(tmp_path: Path) 
         assert second.has(published)
 
 
+def test_who_reads_from_us_notices_nothing_when_the_cache_moves_what_we_have(tmp_path: Path) -> None:
+    size, rate = 2_000_000, 500_000
+    with central(tmp_path) as services, agents(tmp_path, 1, services.url) as (second,):
+        giver = Agent(tmp_path, services.url, upload_rate_bytes=rate)
+        try:
+            published = services.publish(size_bytes=size)
+            giver.swarm.fetch(giver.order(published))
+            assert services.seeder is not None
+            services.seeder.close()
+            with ThreadPoolExecutor(1) as pool:
+                begun = time.monotonic()
+                fetching = pool.submit(second.swarm.fetch, second.order(published))
+                wait_until(lambda: giver.swarm.status()["upload_bytes"] > size / 4)
+                moved = giver.directory.rename(tmp_path / "moved")
+                wait_until(lambda: giver.swarm.status()["upload_bytes"] > size / 2)
+                giver.swarm.seed(published.package, moved / "A.tar.zst", published.torrent)
+                assert fetching.result() == Traffic(neighbour_bytes=size)
+                # a refused block is asked for again only after a reconnection
+                assert time.monotonic() - begun < size / rate + 3.0
+        finally:
+            giver.swarm.close()
+
+
 def test_unseeded_archive_is_given_no_more(tmp_path: Path) -> None:
     with central(tmp_path, is_seeding=False) as services:
         published = services.publish()

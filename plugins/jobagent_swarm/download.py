@@ -18,6 +18,7 @@ from jobagent_swarm.options import Role
 from jobagent_swarm.settings import SwarmSettings
 
 BLOCK_BYTES = 16384
+RENAME_TIMEOUT_S = 5.0
 _SEEDER_PREFIX = Role.SEEDER.fingerprint[:3].encode().hex()  # "-JS", whatever its version
 _WEB = "web"  # in place of a peer id, which libtorrent invents for web servers
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -37,7 +38,7 @@ class Download:
         self._web_limit = math.inf
         self._on_web_limit: Callable[[], None] = lambda: None
         self._failure: JobAgentError | None = None
-        self._is_flushing = False
+        self._is_flushing = self._is_renamed = False
         self.is_checked = False
         self.is_flushed = False
         self.banned_peers: list[str] = []
@@ -69,6 +70,8 @@ class Download:
             alert.handle.flush_cache()
         elif isinstance(alert, lt.cache_flushed_alert):
             self.is_flushed = self.is_flushed or self._is_flushing
+        elif isinstance(alert, lt.file_renamed_alert):
+            self._is_renamed = True
         elif isinstance(alert, lt.file_error_alert):
             self._failure = self._disk_error(alert)
         elif isinstance(alert, lt.torrent_error_alert):
@@ -102,6 +105,11 @@ class Download:
         with self._changed:
             if not self.is_flushed and self._failure is None:
                 self._changed.wait(timeout_s)
+
+    def wait_until_renamed(self) -> None:
+        """Return when the file has its new name in the session; in vain for `RENAME_TIMEOUT_S` at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_renamed, RENAME_TIMEOUT_S)
 
     def raise_failure(self) -> None:
         """Raise DiskFull or ScratchUnusable where libtorrent could not write."""

@@ -22,6 +22,7 @@ import libtorrent as lt
 from jobagent.plugin import DigestMismatch, HostileArchive
 from jobagent_swarm.limits import Schedule, networks
 from jobagent_swarm.options import Options, interfaces, rates, settings_pack
+from jobagent_swarm.place import Place
 from jobagent_swarm.settings import SwarmSettings
 
 log = logging.getLogger("jobagent.swarm")
@@ -53,10 +54,17 @@ class Torrent:
         self.is_complete = is_complete
         self.failing_trackers: set[str] = set()
         self.exchanges_peers = False
+        self.place: Place | None = None
 
     def status(self) -> lt.torrent_status:
         """State as libtorrent sees it; a synchronous call of about 0.1 ms."""
         return self.handle.status(0)
+
+    def leave(self) -> None:
+        """Let the place of its file go."""
+        if self.place is not None:
+            self.place.close()
+            self.place = None
 
 
 class _Farewell:
@@ -193,6 +201,7 @@ class Session:
                 return
             self._session.remove_torrent(torrent.handle)
             self._fit()
+        torrent.leave()
 
     def connect(self, torrent: Torrent, address: str, port: int) -> None:
         """Try a peer that no tracker named."""
@@ -224,6 +233,8 @@ class Session:
         self._closing.set()
         session.post_session_stats()  # wakes the pump
         self._pump.join(PUMP_END_S)
+        for torrent in self._torrents.values():
+            torrent.leave()
         self._torrents.clear()
 
     def _fit(self) -> None:

@@ -37,6 +37,7 @@ from jobagent.plugin import (
 from jobagent_swarm.download import Download, Patience
 from jobagent_swarm.finding import can_fetch
 from jobagent_swarm.options import Role
+from jobagent_swarm.place import move, settle
 from jobagent_swarm.reservation import reserve
 from jobagent_swarm.session import LISTEN_TIMEOUT_S, Session, Torrent, load, piece_size_of
 from jobagent_swarm.settings import SwarmSettings
@@ -245,13 +246,12 @@ class Swarm:
             with self._added(session, order, parameters, part, is_fresh=not has_data) as (torrent, download):
                 self._wait(order, torrent, download)
                 _sync(part)
-                os.replace(part, order.target)
+                torrent.place = settle(torrent.handle, part, order.target, download.wait_until_renamed)
                 durable.sync_directory(order.target.parent)
-                torrent.handle.rename_file(0, order.target.name)
-                torrent.path = order.target
+                torrent.path = torrent.place.path / order.target.name
                 with self._lock:
                     self._offers[order.package.key] = _Offer(
-                        torrent, order.target, is_provisional=True, infohash=archive.infohash_v2
+                        torrent, torrent.path, is_provisional=True, infohash=archive.infohash_v2
                     )
                 order.progress(archive.size_bytes)
                 if download.banned_peers:
@@ -330,10 +330,8 @@ def _follow(offer: _Offer, archive: Path) -> bool:
     state = handle.status(0)
     if state.errc.value() or not state.is_seeding:
         return False
-    if offer.path.parent != archive.parent:
-        handle.move_storage(str(archive.parent), lt.move_flags_t.reset_save_path_unchecked)
-    if offer.path.name != archive.name:
-        handle.rename_file(0, archive.name)
+    move(handle, offer.path.name, archive)
+    offer.torrent.leave()
     offer.path = offer.torrent.path = archive
     return True
 
