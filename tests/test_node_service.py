@@ -22,6 +22,7 @@ from jobagent.job import data
 from jobagent.model import PackageId
 from jobagent.node import client, wire
 from jobagent.node.client import ServiceError
+from jobagent.node.request import Lines
 from tests.node_field import CHUNK_BYTES, Field
 
 FILES = {"bin/hello": b"#!/bin/sh\necho hello\n", "share/data": os.urandom(5 * CHUNK_BYTES)}
@@ -394,3 +395,21 @@ def test_what_is_no_torrent_is_refused_in_one_line(field: Field, torrent: str) -
     with field.service(), pytest.raises(ServiceError) as caught:
         field.ask("fetch", torrent=torrent)
     assert caught.value.kind in ("HostileArchive", "UsageError") and "\n" not in str(caught.value)
+
+
+def test_who_ends_the_service_is_answered_before_it_ends(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    answer = Lines.answer
+
+    def slow_answer(lines: Lines, message: dict[str, object]) -> None:
+        time.sleep(0.3)
+        answer(lines, message)
+        order.append("answered")
+
+    monkeypatch.setattr(Lines, "answer", slow_answer)
+    with field.service() as service:
+        waiter = threading.Thread(target=lambda: (service.wait(), order.append("ends")))
+        waiter.start()
+        assert field.ask("shutdown")["ok"]
+        waiter.join(PATIENCE_S)
+    assert order == ["answered", "ends"]

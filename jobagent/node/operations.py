@@ -33,16 +33,16 @@ log = logging.getLogger("jobagent.node")
 
 Answer = dict[str, Any]
 Operation = Callable[[Request], Answer]
+SHUTDOWN = "shutdown"
 
 
 class Operations:
     """The operations over one kit.  Called from many threads at once."""
 
-    def __init__(self, kit: Kit, holdings: Holdings, health: Health, stop: Callable[[], None]) -> None:
+    def __init__(self, kit: Kit, holdings: Holdings, health: Health) -> None:
         self._kit = kit
         self._holdings = holdings
         self._health = health
-        self._stop = stop
         self._started_s = time.monotonic()
         self.table: Mapping[str, Operation] = {
             "hello": self.hello,
@@ -56,7 +56,7 @@ class Operations:
             "verify": self.verify,
             "pin": self.pin,
             "prewarm": self.prewarm,
-            "shutdown": self.shutdown,
+            SHUTDOWN: self.shutdown,
         }
 
     # --- jobs
@@ -191,9 +191,8 @@ class Operations:
         }
 
     def shutdown(self, request: Request) -> Answer:
-        """End the service; leases stay with their holders."""
+        """Let the service end, which it does once this is answered; leases stay with their holders."""
         request.require_admin()
-        self._stop()
         return {"ok": True}
 
     # --- parts

@@ -30,7 +30,7 @@ from jobagent.node.currentness import CurrentCatalogue, Refresher
 from jobagent.node.health import Health
 from jobagent.node.holdings import Holdings
 from jobagent.node.janitor import Janitor
-from jobagent.node.operations import Answer, Operation, Operations, give_back
+from jobagent.node.operations import SHUTDOWN, Answer, Operation, Operations, give_back
 from jobagent.node.request import Arguments, Lines, Listener, Peer, Request, refusal
 from jobagent.node.watcher import Watcher
 
@@ -62,7 +62,7 @@ class NodeService:
         self._watcher = Watcher()
         health = Health(failures_before_pause=settings.failures_before_pause, pause_s=settings.pause_s)
         self._holdings = Holdings(self._watcher, functools.partial(give_back, self._kit))
-        self._operations = Operations(self._kit, self._holdings, health, self.stop)
+        self._operations = Operations(self._kit, self._holdings, health)
         self._janitor = Janitor(
             self._kit,
             interval_s=settings.sweep_interval_s,
@@ -155,7 +155,7 @@ class NodeService:
     def _serve(self, connection: socket.socket) -> None:
         """Serve one client; whatever it does, the service goes on."""
         with connection:
-            peer, lines = Peer.of(connection), Lines(connection)
+            peer, lines, operation = Peer.of(connection), Lines(connection), ""
             try:
                 with self._admitted(peer):
                     operation, arguments = wire.decode_request(read_line(connection))
@@ -179,6 +179,8 @@ class NodeService:
                 log.info("client %d went before its answer: %s", peer.pid, error)
             if not answer["ok"]:
                 drain(connection)
+            elif operation == SHUTDOWN:
+                self.stop()
 
     def _perform(self, operation: str, request: Request, connection: socket.socket) -> Answer:
         act = self._find(operation)
