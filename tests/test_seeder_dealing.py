@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobagent.central.packaging import torrents
-from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
+from jobagent.central.services.dealer import LONGEST_FACTOR, Dealer, DealingPolicy, Mode
 from jobagent.central.services.dealing import DealingSeeder
 from jobagent.central.services.peerwire import (
     BITFIELD,
@@ -107,6 +107,23 @@ def test_what_others_got_from_a_peer_that_left_us_is_not_dealt_again() -> None:
     deals.has("b", first, 3.0)
     deals.revise(OVERDUE_S + 2)
     assert sorted(deals.deal("b", OVERDUE_S + 2)) == sorted(others)
+
+
+def test_while_all_go_on_what_is_out_of_sight_is_missed_late() -> None:
+    deals = dealer()
+    for peer in "ab":
+        deals.join(peer, 0.0)
+    while pieces := deals.deal("a", 0.0):
+        for piece in pieces:
+            deals.has("a", piece, 0.0)
+    deals.leave("a", 0.0)
+    longest_s = LONGEST_FACTOR * PLAIN.neglected_s
+    for second in range(1, int(longest_s)):
+        deals.has("b", second, float(second))  # its neighbours serve it: it has no need of us
+        deals.revise(float(second))
+        assert deals.deal("b", float(second)) == []
+    deals.revise(longest_s + 1)
+    assert deals.deal("b", longest_s + 1)
 
 
 def test_who_comes_when_all_have_gone_waits_for_nothing() -> None:

@@ -31,7 +31,8 @@ class DealingPolicy:
     """How generous a dealer is.
 
     At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
-    What nobody holds of a peer's pieces is dealt again when the peer took nothing for `overdue_s`; a peer that for
+    What nobody holds of a peer's pieces is dealt again when the peer took nothing for `overdue_s`, and what went with a
+    peer that left when in that time nobody told of it, while all go on five times as long; a peer that for
     `neglected_s` got nothing from its neighbours is served like an only client.  In a crowd on slow links all of this
     takes longer, and many look neglected in turn: both times follow those of the middle peer, and after `help_copies`
     of the package, which fill up again in ten minutes, only who waits for the longest time is neglected.
@@ -90,6 +91,7 @@ class Dealer:
         self._overdue_s = policy.overdue_s
         self._patience_s = policy.neglected_s
         self._longest_s = LONGEST_FACTOR * policy.neglected_s
+        self._stands_still = True  # the middle peer gets nothing from its neighbours
         self._most_help = self._help_left = policy.help_copies * pieces
         self._revised_s: float | None = None
         self._needed_s = -math.inf  # when the swarm was last seen to lack a piece
@@ -178,7 +180,8 @@ class Dealer:
     def revise(self, now_s: float) -> bool:
         """Take back what is overdue; return whether others may be dealt something.  Call about twice a second."""
         self._follow_pace(now_s)
-        late = [p for p, left_s in self._out_of_sight.items() if now_s - left_s > self._overdue_s]
+        unseen_s = self._overdue_s if self._stands_still else self._longest_s
+        late = [p for p, left_s in self._out_of_sight.items() if now_s - left_s > unseen_s]
         for piece in late:
             del self._out_of_sight[piece]
         for peer in self._peers.values():
@@ -202,6 +205,7 @@ class Dealer:
         waiting = sorted(now_s - p.served_s for p in self._peers.values() if p.count < self._pieces)
         usual_s = waiting[(len(waiting) - 1) // 2] if len(waiting) > 1 else 0.0
         policy = self._policy
+        self._stands_still = not waiting or waiting[(len(waiting) - 1) // 2] > policy.neglected_s
         self._overdue_s = max(policy.overdue_s, min(self._longest_s, OVERDUE_FACTOR * usual_s))
         self._patience_s = min(self._longest_s, max(policy.neglected_s, NEGLECT_FACTOR * usual_s))
         if self._revised_s is not None:
