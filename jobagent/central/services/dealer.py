@@ -31,11 +31,12 @@ class DealingPolicy:
     """How generous a dealer is.
 
     At first `window` pieces are with one peer at a time; a peer that drains them grows it up to `max_window`.
-    What nobody holds of a peer's pieces is dealt again when the peer took nothing for `overdue_s`, and what went with a
-    peer that left when in that time nobody told of it, while all go on five times as long; a peer that for
-    `neglected_s` got nothing from its neighbours is served like an only client.  In a crowd on slow links all of this
-    takes longer, and many look neglected in turn: both times follow those of the middle peer, and after `help_copies`
-    of the package, which fill up again in ten minutes, only who waits for the longest time is neglected.
+    What nobody holds of a peer's pieces is dealt again when the peer took nothing for `overdue_s`.  What left
+    the seeder's sight with its peer is dealt again when nobody tells of it: within `overdue_s` where the swarm
+    stands still, within the longest time where all go on.  A peer that for `neglected_s` got nothing from its
+    neighbours is served like an only client.  In a crowd on slow links all of this takes longer, and many look
+    neglected in turn: both times follow those of the middle peer, and after `help_copies` of the package, which
+    fill up again in ten minutes, only who waits for the longest time is neglected.
 
     `spare_copies` of the package may be dealt beyond the first, rarest pieces first, in the second half of the way to
     peers that are `lagging` of it behind the middle one.
