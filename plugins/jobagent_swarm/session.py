@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ LOAD_LIMITS = {
     "max_decode_depth": 12,
     "max_decode_tokens": 10_000,
 }
+TICK_S = 0.4
 PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
 LISTEN_TIMEOUT_S = 5.0
 PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
@@ -152,7 +154,7 @@ class Session:
                 handle.force_reannounce()
 
     def on_tick(self, tick: Callable[[], None]) -> None:
-        """Call `tick` in the session's thread at least every half second while alerts come or not."""
+        """Call `tick` in the session's thread about every half second, whether alerts come or not."""
         self._tickers.append(tick)
 
     def add(
@@ -256,12 +258,15 @@ class Session:
 
     def _run(self) -> None:
         session = self._session
+        due_s = 0.0
         while session is not None and not self._closing.is_set():
             session.wait_for_alert(PUMP_WAIT_MS)
             for alert in session.pop_alerts():
                 self._dispatch(alert)
-            for tick in self._tickers:
-                tick()
+            if (now_s := time.monotonic()) >= due_s:  # alerts come by the thousand, ticks look at files
+                due_s = now_s + TICK_S
+                for tick in self._tickers:
+                    tick()
 
     def _follow_schedule(self) -> None:
         """Apply the limits of this time; called in the session's thread about twice a second."""

@@ -46,7 +46,7 @@ from jobagent_swarm.webseeds import WebSeeds
 
 log = logging.getLogger("jobagent.swarm")
 
-POLL_S = 0.25  # progress reports and patience; the end of a download wakes at once
+POLL_S = 0.5  # progress reports and patience; the end of a download wakes at once
 NEAR_PATIENCE_S = 2.0  # for a first peer, where the archive is also a local file
 
 
