@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,9 +43,12 @@ def for_point(name: str, *, only_once: bool = False) -> str:
 
 
 def daemon(instance: Instance, name: str) -> int:
-    """Return the process of an instance that runs the program `name`."""
-    (found,) = [pid for pid in processes.descendants(instance.pid) if command_of(pid) == name]
-    return found
+    """Return the process of an instance that runs the program `name`; one that is ending, or a fork of it, goes first."""
+    deadline = time.monotonic() + 10
+    while len(found := [pid for pid in processes.descendants(instance.pid) if command_of(pid) == name]) != 1:
+        assert time.monotonic() < deadline, f"{name}: {found}"
+        time.sleep(0.05)
+    return found[0]
 
 
 def command_of(pid: int) -> str:
