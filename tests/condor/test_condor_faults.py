@@ -43,7 +43,7 @@ def for_point(name: str, *, only_once: bool = False) -> str:
 
 
 def daemon(instance: Instance, name: str) -> int:
-    """Return the process of an instance that runs the program `name`; one that is ending, or a fork of it, goes first."""
+    """Return the process of an instance that runs the program `name`, when there is just one."""
     deadline = time.monotonic() + 10
     while len(found := [pid for pid in processes.descendants(instance.pid) if command_of(pid) == name]) != 1:
         assert time.monotonic() < deadline, f"{name}: {found}"
