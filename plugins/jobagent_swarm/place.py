@@ -30,10 +30,10 @@ class Place:
         self.path = path if path.exists() else directory
 
     def close(self) -> None:
-        """Let it go; idempotent."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let it go; idempotent, and from any thread: a number closed twice could be another's by then."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def settle(handle: lt.torrent_handle, part: Path, target: Path, wait_until_renamed: Callable[[], None]) -> Place:

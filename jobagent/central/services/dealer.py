@@ -204,9 +204,10 @@ class Dealer:
     def _follow_pace(self, now_s: float) -> None:
         """Set how long to wait for peers, by the middle one of those that are not complete."""
         waiting = sorted(now_s - p.served_s for p in self._peers.values() if p.count < self._pieces)
-        usual_s = waiting[(len(waiting) - 1) // 2] if len(waiting) > 1 else 0.0
+        middle_s = waiting[(len(waiting) - 1) // 2] if waiting else math.inf
+        usual_s = middle_s if len(waiting) > 1 else 0.0
         policy = self._policy
-        self._stands_still = not waiting or waiting[(len(waiting) - 1) // 2] > policy.neglected_s
+        self._stands_still = middle_s > policy.neglected_s
         self._overdue_s = max(policy.overdue_s, min(self._longest_s, OVERDUE_FACTOR * usual_s))
         self._patience_s = min(self._longest_s, max(policy.neglected_s, NEGLECT_FACTOR * usual_s))
         if self._revised_s is not None:
