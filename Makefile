@@ -40,7 +40,7 @@ pilot-demo: $(READY) system-tools
 	@$(BIN)/python -m demo.pilot
 
 test: $(READY) system-tools
-	@$(BIN)/python -m pytest -q -n 4 --dist loadfile --acceptance=docs/acceptance.md
+	@$(BIN)/python -m pytest -q -n 4 --dist loadfile --max-worker-restart=0 --acceptance=docs/acceptance.md
 
 lint: $(READY)
 	@$(BIN)/ruff check .
