@@ -11,9 +11,8 @@ import functools
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
@@ -42,8 +41,7 @@ GROUP = "jobagent"
 OFF_BY_DEFAULT = frozenset({"sharedcache"})
 
 
-@dataclass(frozen=True, slots=True)
-class PluginInfo:
+class PluginInfo(NamedTuple):
     """One plugin as `jobagent plugins` lists it.  `state` is `on`, `off`, or `broken: <why>`."""
 
     name: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 M_ARENA_MAX = -8  # malloc.h of glibc; musl has no mallopt
@@ -71,8 +72,13 @@ def _parent(pid: int) -> int:
     return int(stat[stat.rfind(b")") + 2 :].split()[1])
 
 
-def keep_memory_together() -> None:
-    """Let all threads allocate from two arenas: one for each thread, as glibc has it, leaves holes in each."""
+def keep_small() -> None:
+    """Keep what this process will use small: it stays beside payloads, which need the memory.
+
+    All threads allocate from two arenas: one for each thread, as glibc has it, leaves holes in each.  The driver of
+    security modules, 3 MB that the TUF library loads wherever it is installed, stays out: nothing is signed on nodes.
+    """
+    sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 2)

@@ -10,7 +10,6 @@ import os
 import pwd
 import resource
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
         logging.getLogger("jobagent").setLevel(logging.INFO)
     if args.idle_exit is not None:
         config = config.replaced("node", {"idle_exit_s": args.idle_exit}, source="--idle-exit")
-    processes.keep_memory_together()
-    sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]  # of security modules: 3 MB, and nothing is signed here
+    processes.keep_small()
     become(config.get(NodeSettings).user, path)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

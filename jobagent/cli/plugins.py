@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 
 from jobagent import config as configuration
@@ -19,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the list."""
     infos = load(configuration.load(args.config)).infos
     if args.json:
-        print(json.dumps([dataclasses.asdict(i) for i in infos], indent=2))
+        print(json.dumps([info._asdict() for info in infos], indent=2))
         return 0
     from rich.console import Console
     from rich.table import Table

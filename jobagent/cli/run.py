@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the job and return the payload's exit code, or a code of `jobagent.errors`."""
     config = configuration.load(args.config)
-    processes.keep_memory_together()
+    processes.keep_small()
     base = kits.scratch_of(config)
     scratch.sweep(base)
     directory = scratch.JobDirectory(base)

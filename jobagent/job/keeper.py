@@ -18,9 +18,8 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jobagent import processes
 from jobagent.errors import PayloadNotRunnable, SiteError
@@ -31,8 +30,7 @@ PR_SET_CHILD_SUBREAPER = 36
 _REAP_S = 5.0  # a tree that survives SIGKILL so long hangs in the kernel; it is reported, not waited for
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One program to run: argv, complete environment, directory, and files for its output (empty: inherited)."""
 
     argv: tuple[str, ...]

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from jobagent.config import JobSettings
 from jobagent.contracts import Built, Freshness, Holder, Lease, Staging
@@ -24,8 +25,7 @@ PARALLEL_FETCHES = 8  # the swarm serves several torrents at once; more only add
 POLL_S = 0.1  # how late a cancellation from outside may be noticed
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What a job holds until `release`.  `leases` are in the order of installation."""
 
     plan: Plan

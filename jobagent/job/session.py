@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jobagent import processes
 from jobagent.config import JobSettings
@@ -21,8 +21,7 @@ from jobagent.job.requirements import requirement_of
 from jobagent.model import Job, Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where one job runs: its working directory, where its outputs go, and its name."""
 
     work: Path
@@ -30,8 +29,7 @@ class Place:
     job_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What a job came to; `prepared` tells of its packages after they are released."""
 
     prepared: Prepared

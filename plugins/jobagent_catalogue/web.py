@@ -11,8 +11,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobagent_catalogue.settings import CatalogueSettings
 
@@ -38,8 +37,7 @@ class TooSlow(WebError):
     """The server is slower than the site allows."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClockReading:
+class ClockReading(NamedTuple):
     """What a server said the time is, when this node's clock said `local_s` (both seconds since the epoch)."""
 
     server_s: float

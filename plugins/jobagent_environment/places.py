@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jobagent.plugin import Installed
 
@@ -24,8 +24,7 @@ class NotUnderstood(Exception):
     """A script cannot be evaluated without running it; the message says which line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """One package as its scripts call it.  `architecture` may be empty where nothing says it."""
 
     name: str

@@ -31,7 +31,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +191,7 @@ class Layout:
 
 def unique(name: str) -> str:
     """Return `name` with a random suffix."""
-    return f"{name}.{secrets.token_hex(6)}"
+    return f"{name}.{os.urandom(6).hex()}"
 
 
 def _names(directory: Path) -> Iterator[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +92,7 @@ class Leases:
         self._boot = processes.boot_id()
         self._pid_namespace = processes.pid_namespace()
         self._host = os.uname().nodename
-        self._session = secrets.token_hex(8)
+        self._session = os.urandom(8).hex()
         self._descriptor = -1
         self._guard = threading.Lock()
 
@@ -107,7 +106,7 @@ class Leases:
         self._open_session()
         is_own = holder.pid == os.getpid() and holder.start_ticks == processes.start_ticks(holder.pid)
         record = LeaseRecord(
-            id=secrets.token_hex(12),
+            id=os.urandom(12).hex(),
             key=key,
             pid=holder.pid,
             start_ticks=holder.start_ticks,

@@ -12,9 +12,8 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobagent.plugin import Built, CacheTampered, HostileArchive, ManifestEntry, Package, entry, manifest
 from jobagent_sharedcache import filesystem
@@ -22,8 +21,7 @@ from jobagent_sharedcache.filesystem import on_disk
 from jobagent_sharedcache.layout import Layout, unique
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is remembered of an installed package.  `outside_bytes` are those of its files that the store lacks."""
 
     package: Package

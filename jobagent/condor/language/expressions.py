@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from jobagent.condor.language.lexemes import (
     KEYWORDS,
@@ -48,8 +48,7 @@ class _State(enum.Enum):
     ASSIGN = "="
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
+class Expression(NamedTuple):
     """A checked expression: its text on one line, its words, and where it was (`end` is behind it)."""
 
     text: str

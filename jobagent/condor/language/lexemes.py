@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from jobagent.errors import JobSyntaxError
 
@@ -40,8 +40,7 @@ _TIGHT_BEFORE = frozenset(".,()]")
 _TIGHT_AFTER = frozenset(".([")
 
 
-@dataclass(frozen=True, slots=True)
-class Lexeme:
+class Lexeme(NamedTuple):
     """One word of the language; `kind` is the name of a group of the lexical grammar."""
 
     kind: str

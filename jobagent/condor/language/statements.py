@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from jobagent.condor.language.expressions import Expression, Substitute, confirm, scan
 from jobagent.condor.language.lexemes import Literal, Source, render, unquote
@@ -14,8 +14,7 @@ MAX_ITEMS = 100_000  # of one list
 _KEY = re.compile(r"[A-Za-z0-9_]++|'(?:[^'\\\n]++|\\[^\n])++'")
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """How a dialect differs: AliEn's drops duplicates in lists, substitutes arguments, quotes every string.
 
     `is_confirmed` shows expressions to HTCondor's own parser at once; what HTCondor wrote itself needs that only when
@@ -29,8 +28,7 @@ class Rules:
     reference_keys: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """One attribute.  `items` are its constants (a scalar is a list of one), `None` where it must be evaluated."""
 
     name: str
