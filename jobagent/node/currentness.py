@@ -17,7 +17,6 @@ from jobagent.model import Archive, Blob, Package
 log = logging.getLogger("jobagent.node")
 
 FORCED_INTERVAL_S = 2.0
-MAX_TORRENT_BYTES = 1 << 20  # of all that are kept: some hundred kB each at most, and only jobs that wait ask again
 
 
 class CurrentCatalogue:
@@ -38,7 +37,6 @@ class CurrentCatalogue:
         self._freshness: Freshness | None = None
         self._refreshed_s = float("-inf")
         self._versions: dict[tuple[str, str], Sequence[Package]] = {}
-        self._torrents: dict[str, bytes] = {}
 
     @property
     def freshness(self) -> Freshness | None:
@@ -93,17 +91,8 @@ class CurrentCatalogue:
         return found
 
     def torrent(self, archive: Archive) -> bytes:
-        """As the wrapped one; torrents never change."""
-        with self._guard:
-            known = self._torrents.get(archive.infohash_v2)
-        if known is not None:
-            return known
-        torrent = self._catalogue.torrent(archive)
-        with self._guard:
-            while self._torrents and sum(map(len, self._torrents.values())) + len(torrent) > MAX_TORRENT_BYTES:
-                self._torrents.pop(next(iter(self._torrents)))
-            self._torrents[archive.infohash_v2] = torrent
-        return torrent
+        """As the wrapped one."""
+        return self._catalogue.torrent(archive)
 
     def blob(self, blob: Blob) -> bytes:
         """As the wrapped one."""
