@@ -192,7 +192,7 @@ def _machines(experiment: Field) -> Iterator[list[network.Host | None]]:
     rates = [8 * experiment.server_rate] + [8 * experiment.client_rate] * count
     sites = [0] + [1 + i % experiment.sites if experiment.sites else 0 for i in range(count)]
     if experiment.has_site_seeders:
-        rates += [8 * experiment.server_rate] * experiment.sites
+        rates += [8 * experiment.client_rate] * experiment.sites  # as elected nodes have
         sites += range(1, experiment.sites + 1)
     closed = range(1, count + 1) if experiment.is_closed else ()
     with network.hosts(rates, sites=sites, site_bits=8 * experiment.site_rate, closed=closed) as made:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.server
 import ipaddress
 import json
 import os
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from jobagent.central.services.siteseeder import SiteSeeder, ask_wanted
+from jobagent.central.services.demand import Demand, ask_wanted
+from jobagent.central.services.siteseeder import SiteSeeder
 from jobagent.central.services.siteshelf import SiteShelf
 from jobagent.central.services.tracker import Sites
 from jobagent.central.services.watch import CatalogueWatch
@@ -26,11 +31,13 @@ HERE = networks(HERE="127.0.0.0/8")
 
 
 @contextlib.contextmanager
-def site_seeder(directory: Path, services: Central, *, quota_bytes: int = 10 * SIZE) -> Iterator[SiteSeeder]:
+def site_seeder(
+    directory: Path, services: Central, *, quota_bytes: int = 10 * SIZE, poll_s: float = 0.1
+) -> Iterator[SiteSeeder]:
     """Run one for the site of all loopback addresses."""
     shelf = SiteShelf(directory, quota_bytes)
     watch = CatalogueWatch(services.catalogue, period_s=0.2, poll_s=0.05)
-    seeder = SiteSeeder(shelf, watch, configuration(address(), f"{services.url}/announce"), poll_s=0.1)
+    seeder = SiteSeeder(shelf, watch, configuration(address(), f"{services.url}/announce"), poll_s=poll_s)
     seeder.start()
     watch.start()
     try:
@@ -153,3 +160,75 @@ def test_tracker_tells_a_site_what_it_wants_and_nobody_else(tmp_path: Path) -> N
         assert ask_wanted(f"{services.url}/announce", own) == []
         with urllib.request.urlopen(f"{services.url}/wanted?k={'x' * 3000}") as answer:
             assert "more than" in json.load(answer)["failure"]
+
+
+@pytest.mark.swarm
+def test_a_seeder_that_listens_fetches_at_once_and_its_site_takes_nothing_else(tmp_path: Path) -> None:
+    with central(tmp_path, sites=HERE) as services:
+        published = services.publish(size_bytes=SIZE)
+        with (
+            site_seeder(tmp_path / "site", services, poll_s=600.0) as seeder,
+            agents(tmp_path, 2, services.url) as nodes,
+        ):
+            wait_until(lambda: services.tracker.listens("HERE"))
+            for node in nodes:
+                node.swarm.fetch(node.order(published))
+            wait_until(lambda: published.package.key in seeder.seeded())
+        assert services.seeder is not None
+        assert sum(services.seeder.sent().values()) < 1.2 * SIZE
+
+
+@pytest.mark.swarm
+def test_an_answer_is_held_back_until_the_site_wants_more(tmp_path: Path) -> None:
+    with central(tmp_path, sites=HERE) as services:
+        published = services.publish(size_bytes=SIZE)
+
+        def ask(tag: str, hold_s: int) -> tuple[float, dict[str, object]]:
+            start = time.monotonic()
+            with urllib.request.urlopen(f"{services.url}/wanted?tag={tag}&hold={hold_s}", timeout=30) as answer:
+                return time.monotonic() - start, json.load(answer)
+
+        seconds, first = ask("", 10)
+        assert seconds < 1 and first["swarms"] == []
+        seconds, same = ask(str(first["tag"]), 1)
+        assert seconds >= 1 and same == first
+        with agents(tmp_path, 1, services.url) as (agent,), ThreadPoolExecutor(1) as pool:
+            held = pool.submit(ask, str(first["tag"]), 15)
+            wait_until(lambda: services.tracker.listens("HERE"))
+            agent.swarm.fetch(agent.order(published))
+            seconds, answer = held.result(20)
+            assert seconds < 10 and answer["swarms"] == [published.package.key] and answer["tag"] != first["tag"]
+            held = pool.submit(ask, str(answer["tag"]), 15)
+            time.sleep(0.5)
+            start = time.monotonic()
+            services.web.stop()
+            held.result(20)
+            assert time.monotonic() - start < 1.5  # nobody is kept waiting by an answer that is held back
+
+
+def test_a_tracker_that_holds_nothing_back_is_asked_now_and_then(tmp_path: Path) -> None:
+    asked = []
+
+    class Plain(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"swarms": ["a" * 64]}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Plain) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said: list[str] = []
+        tracker = f"http://127.0.0.1:{server.server_address[1]}/announce?k=token"
+        demand = Demand([tracker], "", retry_s=0.5, say=lambda about, message: said.append(message))
+        demand.start()
+        try:
+            wait_until(lambda: len(asked) >= 3)
+            assert demand.wanted() == ["a" * 64]
+        finally:
+            demand.close()
+            server.shutdown()
+        assert asked[0].startswith("/wanted?k=token&") and not any(said)

@@ -238,6 +238,56 @@ def test_outside_hears_only_of_elected_peers_of_a_site() -> None:
     assert seen == {"10.1.0.1", "10.1.0.2"}
 
 
+def test_a_site_whose_seeder_listens_waits_for_it_and_not_for_long() -> None:
+    field = two_sites(elected=1)
+    field.announce(100)
+    field.tracker.listen("CERN")
+    answer = field.announce(0, network="10.1")
+    assert answer.peers == () and answer.interval_s == field.tracker.policy.min_interval_s
+    assert field.sites_of(field.announce(50, network="10.2")) == {""}  # nobody is sent to who waits
+    field.now += 3
+    field.tracker.listen("CERN")
+    answer = field.announce(1, network="10.1")
+    assert field.sites_of(answer) == {"CERN"} and answer.interval_s == field.tracker.policy.min_interval_s
+    field.now += 3.1
+    field.tracker.listen("CERN")
+    assert field.sites_of(field.announce(0, network="10.1")) == {"CERN", "GSI", ""}  # it had its time
+
+
+def test_the_seeder_that_was_waited_for_is_told_of_everybody() -> None:
+    field = two_sites(elected=1)
+    field.announce(100)
+    field.tracker.listen("CERN")
+    field.announce(0, network="10.1")
+    assert field.sites_of(field.announce(9, network="10.1", peer_id=b"-JS0100-at-the-site.")) == {"CERN", ""}
+    assert field.sites_of(field.announce(0, network="10.1")) == {"CERN"}
+
+
+def test_a_seeder_that_went_away_is_not_waited_for() -> None:
+    field = two_sites(elected=1)
+    field.announce(100)
+    field.tracker.listen("CERN")
+    field.now += 2.1
+    assert field.sites_of(field.announce(0, network="10.1")) == {""}
+
+
+def test_the_tag_changes_when_a_site_comes_to_want_something() -> None:
+    field, other = two_sites(), two_sites()
+    other.tracker = Tracker(lambda: other.allowed, clock=lambda: other.now, choice=random.Random(2))
+    tag = field.tracker.listen("CERN")
+    assert tag != other.tracker.listen("CERN")  # of another life
+    field.announce(0, network="10.2")
+    field.announce(9, network="10.1", peer_id=b"-JS0100-at-the-site.")
+    assert field.tracker.listen("CERN") == tag and field.tracker.wanted("CERN") == []
+    field.announce(0, network="10.1")
+    assert (changed := field.tracker.listen("CERN")) != tag and field.tracker.wanted("CERN") == ["A"]
+    field.announce(1, network="10.1")
+    field.announce(0, network="10.1")
+    assert field.tracker.listen("CERN") == changed
+    field.announce(0, network="10.1", infohash=OTHER)
+    assert field.tracker.listen("CERN") != changed and sorted(field.tracker.wanted("CERN")) == ["A", "B"]
+
+
 def test_next_peer_is_elected_when_one_leaves() -> None:
     field = two_sites(elected=1)
     for number in range(3):

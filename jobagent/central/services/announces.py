@@ -16,6 +16,7 @@ from jobagent.central.services.tracker import Announce, Answer, Counts, Event, R
 
 MAX_QUERY_BYTES = 2048  # a scrape of 25 infohashes; an announce has about 350
 MAX_SCRAPED = 64
+MAX_HOLD_S = 20  # the answer to a site's seeder; proxies and firewalls end connections that are silent for longer
 DEFAULT_WANTED = 50
 
 
@@ -66,6 +67,12 @@ def parse(query: bytes, address: Address, server: Address | None = None) -> Anno
 def token_of(query: bytes) -> str:
     """Return the token of a query that is no announce; raises Refused where the query is too long."""
     return dict(split(query)).get(b"k", b"").decode("ascii", "replace")
+
+
+def hold_of(query: bytes) -> tuple[str, int]:
+    """Return for how many seconds an answer may be held back while its tag is the one given."""
+    values = dict(split(query))
+    return values.get(b"tag", b"").decode("ascii", "replace"), min(MAX_HOLD_S, _number(values, b"hold", 0))
 
 
 def encode_answer(answer: Answer, *, is_compact: bool, asker: Address) -> bytes:

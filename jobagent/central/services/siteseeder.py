@@ -1,21 +1,19 @@
 """The seeder of a site, on a VO-box: it brings what the site's nodes use across the wide area once, and keeps it.
 
-The tracker says which packages nodes of the site have or want (`wanted`).  Those are fetched through the swarm like
+The tracker says which packages nodes of the site have or want (`demand`).  Those are fetched through the swarm like
 on any node, verified, and offered; the tracker then sends the site's nodes here, and only this seeder outside.
 What was not used for longest goes when the quota is full; what is banned goes at once.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import logging
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from jobagent.central.services.demand import Demand
 from jobagent.central.services.seeder import has_digest
 from jobagent.central.services.siteshelf import SiteShelf
 from jobagent.central.services.watch import CatalogueWatch, Snapshot
@@ -31,8 +29,7 @@ from jobagent_swarm.swarm import Swarm
 log = logging.getLogger("jobagent.central")
 
 POLL_S = 5.0
-ASK_TIMEOUT_S = 5.0
-MAX_ANSWER_BYTES = 8 << 20
+END_TIMEOUT_S = 5.0
 PARALLEL_FETCHES = 4
 FETCH_TIMEOUT_S = 6 * 3600.0
 RETRY_S = 30.0
@@ -46,7 +43,7 @@ class SiteSeeder:
         watch: The verified catalogue; `start` subscribes to it.
         config: `[swarm]` and `[site]`, as on the site's nodes.
         addresses: To listen on, instead of the site's.
-        poll_s: Seconds between questions to the trackers.
+        poll_s: Seconds between looks at what the site wants, where no tracker tells of a change.
     """
 
     def __init__(
@@ -64,8 +61,8 @@ class SiteSeeder:
         self._clock = clock
         self._poll_s = poll_s
         options = options_of(config, Role.SEEDER)
-        self._trackers = options.trackers
-        self._address = next(iter(addresses or options.addresses), "")
+        address = next(iter(addresses or options.addresses), "")
+        self._demand = Demand(options.trackers, address, retry_s=poll_s, say=self._say)
         self._swarm = Swarm(Context(config, shelf.directory, Events(), ""), role=Role.SEEDER, addresses=addresses)
         self._packages: Mapping[str, Package] = {}
         self._lock = threading.Lock()
@@ -81,6 +78,7 @@ class SiteSeeder:
         """Begin; needs a watch that has not started, or that will see another snapshot."""
         self._watch.subscribe(self._update)
         self._swarm.open()
+        self._demand.start()
         self._thread.start()
 
     def seeded(self) -> Mapping[str, Package]:
@@ -99,10 +97,12 @@ class SiteSeeder:
     def close(self) -> None:
         """End all fetches and leave the swarms; what was fetched stays.  Idempotent."""
         self._stopping.set()
+        self._demand.close()
+        self._demand.changed.set()
         for _, cancelled in list(self._fetching.values()):
             cancelled.set()
         if self._thread.is_alive():
-            self._thread.join(ASK_TIMEOUT_S + 1)
+            self._thread.join(END_TIMEOUT_S)
         self._pool.shutdown(cancel_futures=True)
         self._swarm.close()
 
@@ -118,8 +118,10 @@ class SiteSeeder:
                 self._turn()
             except OSError as error:  # the directory: said, and tried again
                 self._say("directory", f"site seeder: {error}")
-            if self._stopping.wait(self._poll_s):
+            self._demand.changed.wait(self._poll_s)
+            if self._stopping.is_set():
                 return
+            self._demand.changed.clear()
 
     def _turn(self) -> None:
         """One look at what the site wants."""
@@ -130,7 +132,7 @@ class SiteSeeder:
         for digest in self._shelf.kept():
             if digest not in packages:
                 self._drop(digest)
-        wanted = [d for d in self._wanted() if d in packages]
+        wanted = [d for d in self._demand.wanted() if d in packages]
         for digest in wanted:
             self._shelf.used(digest)
         for digest in wanted:
@@ -179,7 +181,7 @@ class SiteSeeder:
             return
         with self._lock:
             self._offered[package.key] = package
-        self._said.pop(package.key, None)
+        self._say(package.key, "")
         log.info("offering %s to the site (%s)", package.id, package.key[:12])
 
     def _drop(self, digest: str) -> None:
@@ -192,52 +194,8 @@ class SiteSeeder:
         self._swarm.unseed(digest)
         self._shelf.drop(digest)
 
-    def _wanted(self) -> list[str]:
-        """What the site uses by the word of all trackers; one that does not answer is said once."""
-        found: dict[str, None] = {}
-        for tracker in self._trackers:
-            try:
-                found |= dict.fromkeys(ask_wanted(tracker, self._address))
-                self._said.pop(tracker, None)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                self._say(tracker, f"tracker {tracker.partition('?')[0]} does not say what the site wants: {error}")
-        return list(found)
-
     def _say(self, about: str, message: str) -> None:
-        """Log a trouble once, until it is over or another."""
-        if self._said.get(about) != message:
+        """Log a trouble once, until it is over (empty) or another."""
+        if message and self._said.get(about) != message:
             log.warning(message)
         self._said[about] = message
-
-
-def ask_wanted(tracker: str, address: str = "") -> Sequence[str]:
-    """Ask the tracker of an announce URL which archives nodes of our site have or want; return their digests.
-
-    `address` is asked from; it decides about the site.
-
-    Raises:
-        OSError, http.client.HTTPException: It does not answer.
-        ValueError: It knows no site of ours, or talks nonsense.
-    """
-    url = urllib.parse.urlsplit(tracker)
-    source = (address, 0) if address else None
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.hostname or "", url.port, timeout=ASK_TIMEOUT_S, source_address=source)
-    try:
-        path = f"{url.path.rpartition('/')[0]}/wanted"
-        connection.request("GET", f"{path}?{url.query}" if url.query else path)
-        answer = connection.getresponse()
-        body = answer.read(MAX_ANSWER_BYTES)
-    finally:
-        connection.close()
-    if answer.status == 404:
-        raise ValueError("it is no tracker of jobagent")
-    document = json.loads(body)
-    if not isinstance(document, dict) or not isinstance(document.get("swarms"), list):
-        reason = document.get("failure") if isinstance(document, dict) else None
-        raise ValueError(str(reason)[:200] if reason else "the answer is no list of swarms")
-    return [digest for digest in _texts(document["swarms"]) if len(digest) == 64]
-
-
-def _texts(items: Iterable[object]) -> list[str]:
-    return [item for item in items if isinstance(item, str)]

@@ -66,9 +66,10 @@ class _Bag:
 
 
 class Place:
-    """The members of a swarm at one site; those that nobody can connect to are only counted."""
+    """The members of a swarm at one site since `began_s`; those that nobody can connect to are only counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, began_s: float) -> None:
+        self.began_s = began_s
         self.members: dict[Key, Peer] = {}  # in the order of joining
         self.seeders: dict[Key, Peer] = {}
         self.complete = 0
@@ -96,6 +97,11 @@ class Place:
         self.givers.drop(key)
         self.takers.drop(key)
 
+    @property
+    def has_nodes(self) -> bool:
+        """Whether anybody but the project's seeders is there."""
+        return len(self.members) > len(self.seeders)
+
     def gateways(self, elected: int) -> list[Peer]:
         """The peers that talk to the outside: the site's seeders, else the first that came."""
         return list(self.seeders.values()) or list(itertools.islice(self.members.values(), elected))
@@ -117,7 +123,7 @@ class Swarm:
         """Peers that want something."""
         return len(self.peers) - self.complete
 
-    def put(self, peer: Peer) -> None:
+    def put(self, peer: Peer, now_s: float) -> None:
         """Add or replace a peer, as the one that announced last."""
         if peer.key in self.peers:
             if self.peers[peer.key].site != peer.site:
@@ -129,7 +135,7 @@ class Swarm:
         at_address = self.at_address.setdefault(peer.address, {})
         at_address.pop(peer.key, None)
         at_address[peer.key] = None
-        self.places.setdefault(peer.site, Place()).put(peer)
+        self.places.setdefault(peer.site, Place(now_s)).put(peer)
 
     def drop(self, key: Key) -> None:
         """Remove a peer."""

@@ -2,14 +2,16 @@
 
 A swarm is known by the infohashes of a signed catalogue entry; nothing else is tracked, and where the catalogue
 cannot be verified nothing is.  Peers of one site are told of each other first.  In a site with configured networks
-only a few elected peers, and site seeders, are told of the outside, so that a package crosses the wide area about
-once per site.  BEP 3, 7, 23, 24, 27, 48 and 52; `ip=` is never believed.
+only a few elected peers, or the site's seeders, are told of the outside, so that a package crosses the wide area
+about once per site; where a seeder listens for what its site wants, nodes wait a moment for it.  BEP 3, 7, 23, 24,
+27, 48 and 52; `ip=` is never believed.
 """
 
 from __future__ import annotations
 
 import enum
 import ipaddress
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +21,8 @@ from jobagent.central.services.swarms import Address, Key, Peer, Place, Swarm
 from jobagent.errors import JobAgentError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+LISTENING_S = 2.0  # after a site's seeder was seen to listen it counts as there
+SITE_SEEDER_PATIENCE_S = 6.0  # of a site's nodes, until one of them is told of the outside all the same
 
 
 class Refused(JobAgentError):
@@ -167,6 +171,9 @@ class Tracker:
         self._peer_count = 0
         self._swept_s = clock()
         self._site_received: Counter[str] = Counter()
+        self._life = choice.getrandbits(32)  # tells the tags of one tracker from those of the next
+        self._demands: Counter[str] = Counter()  # by site, how often it came to want something
+        self._heard_s: dict[str, float] = {}  # by site, when its seeder was last seen to listen
         self.announces = 0
         self.refusals = 0
         self.received_bytes = 0  # by all peers since the start, from whomever
@@ -199,7 +206,8 @@ class Tracker:
         home = self._home_peer(tracked.key, announce)
         wanted = min(announce.wanted, self.policy.max_wanted)
         peers = self._select(swarm, asker, wanted, home) if asker else ()
-        if not peers and not is_complete:
+        awaits_seeder = asker is not None and self._awaits_seeder(asker.site, swarm.places[asker.site])
+        if not is_complete and (awaits_seeder or not peers):
             interval = self.policy.min_interval_s  # it may have come before the seeder did
         return Answer(peers, interval, self.policy.min_interval_s, swarm.complete + len(home), swarm.incomplete)
 
@@ -224,21 +232,31 @@ class Tracker:
         allowed = self._allow_list()
         return self.counts(allowed[infohash].key) if infohash in allowed else None
 
-    def wanted(self, address: Address, site: str = "") -> list[str]:
-        """Return the keys of the swarms in which nodes of the asker's site are; its `site` may be signed.
+    def site_of(self, address: Address, site: str = "") -> str:
+        """Return the site of an asker; `site` may be signed.
 
         Raises:
-            Refused: The asker is of no known site.
+            Refused: It is of no known site.
         """
-        self._sweep(self._clock())
         site = site or self._sites.of(address)
         if not site:
             raise Refused(f"no site of {address} is known")
-        return [
-            key
-            for key, swarm in self._swarms.items()
-            if any(p.site == site and not p.is_seeder for p in swarm.peers.values())
-        ]
+        return site
+
+    def listen(self, site: str) -> str:
+        """Note that a site's seeder listens at this moment; return a tag that changes when the site wants more."""
+        self._heard_s[site] = self._clock()
+        return f"{self._life:08x}-{self._demands[site]}"
+
+    def listens(self, site: str) -> bool:
+        """Whether a site's seeder listens, as far as is known."""
+        return self._clock() - self._heard_s.get(site, -math.inf) < LISTENING_S
+
+    def wanted(self, site: str) -> list[str]:
+        """Return the keys of the swarms in which nodes of a site are."""
+        self._sweep(self._clock())
+        places = ((key, swarm.places.get(site)) for key, swarm in self._swarms.items())
+        return [key for key, place in places if place is not None and place.has_nodes]
 
     def counts(self, key: str) -> Counts:
         """Return the numbers of the swarm of that key."""
@@ -302,11 +320,14 @@ class Tracker:
             expires_s,
             announce.downloaded,
         )
+        place = swarm.places.get(site)
+        if not peer.is_seeder and (place is None or not place.has_nodes):
+            self._demands[site] += 1
         received = max(0, announce.downloaded - (known.downloaded if known else 0))
         swarm.transferred_bytes += received
         self.received_bytes += received
         self._site_received[site] += received
-        swarm.put(peer)
+        swarm.put(peer, self._clock())
         return peer
 
     def _make_place(self, swarm: Swarm, address: Address) -> None:
@@ -352,18 +373,24 @@ class Tracker:
         place = swarm.places[asker.site]
         chosen = self._sample(_useful(place, asker), wanted, asker)
         gateways = place.gateways(self.policy.elected)
-        if asker in gateways or not any(g.peer_id != asker.peer_id for g in gateways):
+        is_gateway = asker in gateways or not any(g.peer_id != asker.peer_id for g in gateways)
+        if is_gateway and not self._awaits_seeder(asker.site, place):
             outside = self._outside(swarm, asker)
             chosen = chosen[: max(wanted // 2, wanted - sum(map(len, outside)))]
             chosen += [*self._sample(outside, wanted - len(chosen), asker), *home]
         return tuple(chosen)
+
+    def _awaits_seeder(self, site: str, place: Place) -> bool:
+        """Whether a site's seeder is about to join: it listens, and had little time since the first node came."""
+        is_new = self._clock() - place.began_s < SITE_SEEDER_PATIENCE_S
+        return is_new and not place.seeders and self.listens(site)
 
     def _outside(self, swarm: Swarm, asker: Peer) -> list[list[Peer]]:
         """Peers elsewhere: those without a site, and the gateways of theirs."""
         gateways = [
             gateway
             for site, place in swarm.places.items()
-            if site and site != asker.site
+            if site and site != asker.site and not self._awaits_seeder(site, place)
             for gateway in place.gateways(self.policy.elected)
             if gateway.port and not (gateway.is_complete and asker.is_complete)
         ]

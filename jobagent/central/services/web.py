@@ -6,6 +6,7 @@ catalogue are served, whatever else lies beside them.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.resources
 import ipaddress
@@ -34,6 +35,7 @@ from jobagent.central.services.tracker import Announce, Refused, Tracker
 from jobagent.errors import HostileArchive
 
 _INFOHASH_V2 = _SHA256 = re.compile(r"[0-9a-f]{64}")
+DEMAND_POLL_S = 0.25
 STATUS_SHARE = 0.05  # of the event loop's time that making the status may take
 CATALOGUE_DIRECTORIES = ("metadata", "archives", "torrents", "objects")
 
@@ -69,7 +71,9 @@ def build(services: Services) -> Starlette:
             routes.append(Mount(f"/{name}", app=_Counted(files, services)))
         pilots = _Counted(PilotEndpoint(services.directory, services.neighbourhood), services)
         routes += [Mount("/pilot", app=pilots), Route(f"/{SCRIPT}", pilots)]
-    return Starlette(routes=routes)
+    app = Starlette(routes=routes)
+    app.state.is_ending = False
+    return app
 
 
 class AnnounceEndpoint:
@@ -198,16 +202,28 @@ def _history(services: Services) -> Callable[[Request], object]:
 
 
 def _wanted(services: Services, tracker: Tracker) -> Callable[[Request], object]:
-    """`/wanted`: digests of the archives that nodes of the asker's site have or want, for its site seeder."""
+    """`/wanted`: digests of the archives that nodes of the asker's site have or want, for its site seeder.
+
+    With `hold=SECONDS` the answer waits for another tag than `tag`, and nodes of the site count on the asker.
+    """
 
     async def answer(request: Request) -> JSONResponse:
+        query = request.scope["query_string"]
         try:
-            claims = _claims(services, tracker, announces.token_of(request.scope["query_string"]))
+            claims = _claims(services, tracker, announces.token_of(query))
+            tag, hold_s = announces.hold_of(query)
             asker = announces.plain(ipaddress.ip_address(request.scope["client"][0]))
-            swarms = tracker.wanted(asker, claims.site if claims else "")
+            site = tracker.site_of(asker, claims.site if claims else "")
         except (Refused, tokens.TokenRefused) as error:
             return JSONResponse({"failure": error.cause_line})
-        return JSONResponse({"swarms": swarms})
+        if not hold_s:
+            return JSONResponse({"swarms": tracker.wanted(site)})
+        until_s = time.monotonic() + hold_s
+        while (now_tag := tracker.listen(site)) == tag and time.monotonic() < until_s:
+            if request.app.state.is_ending or await request.is_disconnected():
+                break
+            await asyncio.sleep(DEMAND_POLL_S)
+        return JSONResponse({"swarms": tracker.wanted(site), "tag": now_tag})
 
     return answer
 

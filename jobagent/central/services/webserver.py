@@ -8,7 +8,7 @@ import socket
 import threading
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 from jobagent.errors import ConfigurationError, NoFreePort, SiteError
 
@@ -20,7 +20,7 @@ class WebServer:
     """Listens from construction, serves from `start` to `stop`.
 
     Args:
-        app: The application.
+        app: The application; `app.state.is_ending` tells it when answers are no longer to be held back.
         host: Address to bind; `::` serves IPv4 too.
         port: 0 takes any free one.
 
@@ -29,10 +29,11 @@ class WebServer:
         ConfigurationError: The address is not one of this machine.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: Starlette, host: str, port: int) -> None:
         self._socket = _bound(host, port)
         self._port = int(self._socket.getsockname()[1])
         self._host = host
+        self._app = app
         # proxy headers off: a client must not choose the address under which the tracker lists it
         config = uvicorn.Config(
             app,
@@ -69,6 +70,7 @@ class WebServer:
 
     def stop(self) -> None:
         """End within a few seconds; idempotent."""
+        self._app.state.is_ending = True
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join(GRACE_S + 5)
