@@ -48,6 +48,7 @@ PACKAGE_MB = 16
 FILES = 600
 REAL_NAME, REAL_VERSIONS = "pythia8mc", ("8.317.1", "8.317.2")
 LIMIT_S = 900.0
+BLOCK_BYTES = 4096
 POLL_S = 0.02
 # The central services share the cores with all the jobs' interpreters: a slow answer is no outage here.
 PATIENT = {
@@ -163,14 +164,17 @@ def wait_for_all(scratch: Path, count: int, processes: list[subprocess.Popen[str
 
 
 def disk_bytes(*places: Path | None) -> int:
-    """Return what is allocated below the places, each inode once."""
+    """Return what files below the places take in blocks, each inode once.
+
+    By their sizes: a file system may count blocks only when it has written them, some seconds later.
+    """
     seen: dict[tuple[int, int], int] = {}
     for place in places:
         for directory, _, names in os.walk(place) if place else ():
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     status = os.lstat(os.path.join(directory, name))
-                    seen[(status.st_dev, status.st_ino)] = status.st_blocks * 512
+                    seen[(status.st_dev, status.st_ino)] = -(-status.st_size // BLOCK_BYTES) * BLOCK_BYTES
     return sum(seen.values())
 
 
