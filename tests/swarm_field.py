@@ -26,6 +26,7 @@ from jobagent.contracts import Context, Order
 from jobagent.events import Events
 from jobagent.model import Archive, Blob, Package, PackageId, Tree
 from jobagent.testing.catalogue import FakeCatalogue
+from jobagent_swarm.options import Role
 from jobagent_swarm.settings import SwarmSettings
 from jobagent_swarm.swarm import Swarm
 
@@ -162,7 +163,9 @@ def configuration(own_address: str, tracker: str, **swarm: object) -> Config:
 class Agent:
     """One worker node's swarm, with an address and a directory of its own."""
 
-    def __init__(self, directory: Path, url: str = "", *, own_address: str = "", **swarm: object) -> None:
+    def __init__(
+        self, directory: Path, url: str = "", *, own_address: str = "", role: Role = Role.AGENT, **swarm: object
+    ) -> None:
         self.address = own_address or address()
         self.directory = directory / f"{self.address}-{next(_numbers)}"
         self.directory.mkdir()
@@ -170,7 +173,7 @@ class Agent:
         events = Events()
         events.subscribe(lambda e: self.warnings.append(str(e.fields["message"])) if e.name == "warning" else None)
         config = configuration(self.address, f"{url}/announce" if url else "", **swarm)
-        self.swarm = Swarm(Context(config, self.directory, events, "Linux-x86_64"))
+        self.swarm = Swarm(Context(config, self.directory, events, "Linux-x86_64"), role=role)
 
     def order(self, published: Published, *, timeout_s: float = 30.0, urls: tuple[str, ...] = ()) -> Order:
         """An order for the archive into this node's directory."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import libtorrent as lt
@@ -98,6 +99,24 @@ def test_few_are_served_at_once_while_no_package_has_many_pieces(tmp_path: Path)
         finally:
             giver.swarm.close()
     assert slots == [4, 6_000_000 // 32_768 // 15, 4]
+
+
+@pytest.mark.swarm
+def test_a_seeder_at_a_site_serves_its_partners_and_few_others_until_it_is_complete(tmp_path: Path) -> None:
+    with central(tmp_path, swarm={"upload_rate_bytes": 300_000}) as services:
+        published = services.publish(size_bytes=SIZE)
+        seeders = [Agent(tmp_path, services.url, role=Role.SEEDER) for _ in range(2)]
+        try:
+            with ThreadPoolExecutor() as pool:
+                fetches = [pool.submit(s.swarm.fetch, s.order(published)) for s in seeders]
+                sessions = [s.swarm._open_session().native for s in seeders]
+                wait_until(lambda: all(s.get_settings()["unchoke_slots_limit"] == 2 + 1 for s in sessions))
+                for fetch in fetches:
+                    fetch.result()
+            wait_until(lambda: all(s.get_settings()["unchoke_slots_limit"] == 4 for s in sessions))
+        finally:
+            for seeder in seeders:
+                seeder.swarm.close()
 
 
 @pytest.mark.swarm

@@ -22,7 +22,7 @@ import libtorrent as lt
 
 from jobagent.plugin import DigestMismatch, HostileArchive
 from jobagent_swarm.limits import Schedule, networks
-from jobagent_swarm.options import Options, interfaces, rates, settings_pack
+from jobagent_swarm.options import Options, Role, interfaces, rates, settings_pack
 from jobagent_swarm.place import Place
 from jobagent_swarm.settings import SwarmSettings
 
@@ -123,6 +123,8 @@ class Session:
         self._session.set_peer_class_filter(_classes(self._session, options.settings))
         self._closing = threading.Event()
         self._tickers: list[Callable[[], None]] = [self._follow_schedule]
+        if options.role is Role.SEEDER:
+            self._tickers.append(self._follow_partners)
         self._pump = threading.Thread(target=self._run, name="swarm-alerts", daemon=True)
         self._pump.start()
 
@@ -243,14 +245,19 @@ class Session:
         """Fit settings to the torrents that are there; call with the lock held.
 
         Few peers are served at once while no package has many pieces, since nobody can give on what is not complete:
-        a crowd begins only after the time of one piece for each slot.  And while something is missing no connection
-        counts as redundant: libtorrent would leave a peer that becomes a seed by the very piece that we miss.
+        a crowd begins only after the time of one piece for each slot.  A site's seeder that is not complete serves
+        its partners at other sites, who give as well, and half as many nodes at its own as it would otherwise.
+        While something is missing no connection counts as redundant: libtorrent would leave a peer that becomes a
+        seed by the very piece that we miss.
         """
         torrents = self._torrents.values()
+        incomplete = [t for t in torrents if not t.is_complete]
         slots = max(MIN_SLOTS, max((t.pieces for t in torrents), default=0) // PIECES_PER_SLOT)
+        if incomplete and self._options.role is Role.SEEDER:
+            slots = slots // 2 + sum(map(_partners, incomplete))
         fitting = {
             "unchoke_slots_limit": min(self._options.settings.unchoke_slots, slots),
-            "close_redundant_connections": all(t.is_complete for t in torrents),
+            "close_redundant_connections": not incomplete,
         }
         if fitting != self._fitting:
             self._fitting = fitting
@@ -267,6 +274,12 @@ class Session:
                 due_s = now_s + TICK_S
                 for tick in self._tickers:
                     tick()
+
+    def _follow_partners(self) -> None:
+        """Fit the slots of a site's seeder to who exchanges with it now; called in the session's thread."""
+        with self._lock:
+            if self._session is not None and not all(t.is_complete for t in self._torrents.values()):
+                self._fit()
 
     def _follow_schedule(self) -> None:
         """Apply the limits of this time; called in the session's thread about twice a second."""
@@ -358,6 +371,16 @@ def load(torrent: bytes, infohash: str) -> lt.add_torrent_params:
     parameters.url_seeds, parameters.http_seeds = [], []
     parameters.dht_nodes, parameters.peers = [], []
     return parameters
+
+
+def _partners(torrent: Torrent) -> int:
+    """Return how many peers both give to us, or could, and take from us, or would."""
+    giving, taking = lt.peer_info.interesting, lt.peer_info.remote_interested
+    return sum(
+        (bool(peer.flags & giving) or peer.total_download > 0)
+        and (bool(peer.flags & taking) or peer.total_upload > 0)
+        for peer in torrent.handle.get_peer_info()
+    )
 
 
 def _classes(session: lt.session, settings: SwarmSettings) -> lt.ip_filter:
