@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import select
 import socket
 import struct
 import threading
@@ -544,6 +545,25 @@ def test_seeder_learns_from_have_all_that_it_is_not_needed(table: Table) -> None
     new.socket.settimeout(0.3)
     with pytest.raises(TimeoutError):
         new.receive()
+
+
+def test_a_peer_that_waits_hears_once_a_minute_that_the_connection_lives(tmp_path: Path) -> None:
+    ahead_s, host, infohash = [0.0], address(), bytes(20)
+    published = publish(tmp_path, size_bytes=300_000)
+    seeder = DealingSeeder([host], (0, 0), policy=PLAIN, clock=lambda: time.monotonic() + ahead_s[0])
+    seeder.offer("key", published.path, [infohash], 300_000, PIECE_BYTES)
+    peer = RawPeer(seeder.port, host, infohash)
+    try:
+        peer.answer()
+        peer.send(HAVE_ALL)
+        assert [peer.receive()[0] for _ in range(2)] == [HAVE_NONE, UNCHOKE]
+        for _ in range(2):
+            ahead_s[0] += 61
+            assert peer.stream.read(4) == bytes(4)  # libtorrent would leave after two minutes of silence
+            assert not select.select([peer.socket], [], [], 1.0)[0]
+    finally:
+        peer.close()
+        seeder.close()
 
 
 def test_taken_port_and_foreign_address_are_clear_errors(table: Table) -> None:

@@ -31,6 +31,7 @@ MAX_WISHES = 1024  # requests of one peer that wait
 MAX_CONNECTIONS = 500  # of one package; the others are served by these
 HANDSHAKE_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 180.0  # peers say something at least every two minutes
+KEEP_ALIVE_S = 60.0  # libtorrent leaves who is silent for two minutes
 SEND_BUFFER_BYTES = 64 * 1024  # of ours
 UNSENT_BYTES = 32 * 1024  # of the kernel's: what waits for the link waits here, where we see it
 MAX_UNREAD_BYTES = 1 << 20  # blocks stop at SEND_BUFFER_BYTES; whoever provokes more than this and reads nothing goes
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
         self._has_fast = False
         self._has_spoken = False  # it told what it has, or that it has nothing
         self._is_paused = False
-        self._heard_s = seeder.clock()
+        self._heard_s = self._kept_alive_s = seeder.clock()
         self._revealed: set[int] = set()
         self._sent: dict[int, int] = {}  # bytes of pieces that are on their way
         self.wishes: deque[tuple[int, int, int]] = deque()
@@ -157,6 +158,9 @@ class Connection(asyncio.Protocol):
             self._package.dealer.waits(self, {piece for piece, _, _ in self.wishes}, now_s)
         if now_s - self._heard_s > SILENCE_TIMEOUT_S:
             self.end()
+        elif self._package is not None and now_s - self._kept_alive_s > KEEP_ALIVE_S:
+            self._kept_alive_s = now_s
+            self._transport.write(bytes(4))
 
     def is_complete(self) -> bool:
         """Whether the peer has everything."""
