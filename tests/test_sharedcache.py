@@ -334,10 +334,6 @@ def test_what_a_payload_changed_is_found_before_the_next_job_and_reinstalled(
     assert content(lease.installed.tree) == dict(FILES)
     assert len(list((root / "quarantine").iterdir())) == 1
     assert "was damaged" in caplog.text
-    files = [p for d in ("store", "quarantine") for p in (root / d).rglob("*") if not p.is_dir() or p.is_symlink()]
-    there = {p.lstat().st_ino: filesystem.on_disk(p.lstat().st_size) for p in files}
-    usage = cache.usage()
-    assert usage.stored_bytes + usage.quarantine_bytes == sum(there.values())  # what both have is counted once
 
 
 @pytest.mark.acceptance(21)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,7 +121,7 @@ class Room:
             stored_bytes=books.stored_bytes + sum(r.outside_bytes for r in records),
             archive_bytes=archive_bytes,
             partial_bytes=partial_bytes,
-            quarantine_bytes=_own_bytes(self._layout.quarantine),
+            quarantine_bytes=sum(_tree_bytes(path) for path in self._layout.quarantine.iterdir()),
             reserved_bytes=self._promised().bytes,
             limit_bytes=limits.bytes,
             free_bytes=free_bytes,
@@ -220,13 +219,9 @@ class Room:
         return self._layout.reservation(key).exists() and locks.is_exclusively_held(self._layout.lock(key))
 
 
-def _own_bytes(directory: Path) -> int:
-    """Return what the removal of a directory would free: its files without a name elsewhere, each once."""
-    links: Counter[int] = Counter()
-    found: dict[int, os.stat_result] = {}
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            status = os.lstat(os.path.join(parent, name))
-            links[status.st_ino] += 1
-            found[status.st_ino] = status
-    return sum(on_disk(status.st_size) for inode, status in found.items() if status.st_nlink == links[inode])
+def _tree_bytes(path: Path) -> int:
+    return sum(
+        on_disk(os.lstat(os.path.join(directory, name)).st_size)
+        for directory, _, names in os.walk(path)
+        for name in names
+    )
