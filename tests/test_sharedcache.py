@@ -729,8 +729,10 @@ def test_listeners_hear_of_an_eviction_before_the_archive_goes(root: Path) -> No
 
 
 def test_free_space_is_that_of_an_unprivileged_user(tmp_path: Path) -> None:
+    before = shutil.disk_usage(tmp_path).free
     free, total, inodes = free_space(tmp_path)
-    assert 0 < free <= shutil.disk_usage(tmp_path).free and total > free and inodes > 0
+    after = shutil.disk_usage(tmp_path).free  # others write meanwhile
+    assert 0 < free <= max(before, after) and total > free and inodes > 0
 
 
 def test_a_swept_tree_is_in_no_books_that_are_made_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
