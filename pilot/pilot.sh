@@ -151,7 +151,7 @@ read_settings() {
 
 nap() { # NUMBER: a moment, longer as the number grows
     case $1 in 0) moment=0.01 ;; 1 | 2) moment=0.03 ;; ? | 1?) moment=0.1 ;; *) moment=0.3 ;; esac
-    sleep $moment 2>/dev/null || sleep 1 # fractions of a second are not in POSIX
+    sleep $moment 2>/dev/null 9>&- || sleep 1 9>&- # no fractions in POSIX; who outlives a killed pilot holds no lock
 }
 
 attend() { # DEADLINE (uptime in hundredths, 0 for none): wait for CHILD; STATUS is its exit status
