@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import http.server
 import ipaddress
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from jobagent.central.services.demand import Demand, ask_wanted
+from jobagent.central.services.demand import Demand
 from jobagent.central.services.siteseeder import SiteSeeder
 from jobagent.central.services.siteshelf import SiteShelf
 from jobagent.central.services.tracker import Sites
@@ -142,6 +143,14 @@ def test_two_seeders_do_not_share_a_directory(tmp_path: Path) -> None:
     SiteShelf(tmp_path, 1).close()
 
 
+def wanted(url: str, own_address: str) -> object:
+    """What the tracker says at once to who asks from an address."""
+    place = url.removeprefix("http://")
+    with contextlib.closing(http.client.HTTPConnection(place, timeout=5, source_address=(own_address, 0))) as asking:
+        asking.request("GET", "/wanted")
+        return json.load(asking.getresponse())
+
+
 @pytest.mark.swarm
 def test_tracker_tells_a_site_what_it_wants_and_nobody_else(tmp_path: Path) -> None:
     own = address()
@@ -150,14 +159,26 @@ def test_tracker_tells_a_site_what_it_wants_and_nobody_else(tmp_path: Path) -> N
         published = services.publish(size_bytes=SIZE)
         agent = Agent(tmp_path, services.url, own_address=own)
         try:
-            assert ask_wanted(f"{services.url}/announce", own) == []
+            assert wanted(services.url, own) == {"swarms": []}
             agent.swarm.fetch(agent.order(published))
-            assert ask_wanted(f"{services.url}/announce", own) == [published.package.key]
-            with pytest.raises(ValueError, match=r"no site of .* is known"):
-                ask_wanted(f"{services.url}/announce", "127.0.0.1")
+            assert wanted(services.url, own) == {"swarms": [published.package.key]}
+            assert "no site of 127.0.0.1 is known" in str(wanted(services.url, "127.0.0.1"))
+            said: list[str] = []
+            stranger = Demand(
+                [f"{services.url}/announce"],
+                "127.0.0.1",
+                retry_s=0.1,
+                say=lambda about, message: said.append(message),
+            )
+            stranger.start()
+            try:
+                wait_until(lambda: any("no site of 127.0.0.1 is known" in message for message in said))
+                assert stranger.wanted() == []
+            finally:
+                stranger.close()
         finally:
             agent.swarm.close()
-        assert ask_wanted(f"{services.url}/announce", own) == []
+        assert wanted(services.url, own) == {"swarms": []}
         with urllib.request.urlopen(f"{services.url}/wanted?k={'x' * 3000}") as answer:
             assert "more than" in json.load(answer)["failure"]
 

@@ -278,7 +278,7 @@ class Session:
     def _follow_partners(self) -> None:
         """Fit the slots of a site's seeder to who exchanges with it now; called in the session's thread."""
         with self._lock:
-            if self._session is not None and not all(t.is_complete for t in self._torrents.values()):
+            if self._session is not None:
                 self._fit()
 
     def _follow_schedule(self) -> None:

@@ -93,36 +93,22 @@ class Demand:
             self._closing.wait(pause_s)
 
     def _ask(self, tracker: str, tag: str) -> Wanted:
-        with contextlib.closing(_connection(tracker, self._address, MAX_HOLD_S)) as connection:
+        with contextlib.closing(_connection(tracker, self._address)) as connection:
             self._connections[tracker] = connection
-            return _ask(connection, tracker, {"tag": tag, "hold": str(MAX_HOLD_S)})
+            return _ask(connection, tracker, tag)
 
 
-def ask_wanted(tracker: str, address: str = "") -> Sequence[str]:
-    """Ask the tracker of an announce URL which archives nodes of our site have or want; return their digests.
-
-    `address` is asked from; it decides about the site.
-
-    Raises:
-        OSError, http.client.HTTPException: It does not answer.
-        ValueError: It knows no site of ours, or talks nonsense.
-    """
-    with contextlib.closing(_connection(tracker, address, 0)) as connection:
-        return _ask(connection, tracker, {}).digests
-
-
-def _connection(tracker: str, address: str, hold_s: int) -> http.client.HTTPConnection:
+def _connection(tracker: str, address: str) -> http.client.HTTPConnection:
     url = urllib.parse.urlsplit(tracker)
     source = (address, 0) if address else None
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    return kind(url.hostname or "", url.port, timeout=ASK_TIMEOUT_S + hold_s, source_address=source)
+    return kind(url.hostname or "", url.port, timeout=ASK_TIMEOUT_S + MAX_HOLD_S, source_address=source)
 
 
-def _ask(connection: http.client.HTTPConnection, tracker: str, parameters: dict[str, str]) -> Wanted:
+def _ask(connection: http.client.HTTPConnection, tracker: str, tag: str) -> Wanted:
     url = urllib.parse.urlsplit(tracker)
-    query = "&".join(filter(None, (url.query, urllib.parse.urlencode(parameters))))
-    path = f"{url.path.rpartition('/')[0]}/wanted"
-    connection.request("GET", f"{path}?{query}" if query else path)
+    query = "&".join(filter(None, (url.query, urllib.parse.urlencode({"tag": tag, "hold": MAX_HOLD_S}))))
+    connection.request("GET", f"{url.path.rpartition('/')[0]}/wanted?{query}")
     answer = connection.getresponse()
     body = answer.read(MAX_ANSWER_BYTES)
     if answer.status == 404:
@@ -132,5 +118,5 @@ def _ask(connection: http.client.HTTPConnection, tracker: str, parameters: dict[
         reason = document.get("failure") if isinstance(document, dict) else None
         raise ValueError(str(reason)[:200] if reason else "the answer is no list of swarms")
     digests = [item for item in document["swarms"] if isinstance(item, str) and len(item) == 64]
-    tag = document.get("tag")
-    return Wanted(digests, tag[:64] if isinstance(tag, str) else "")
+    found = document.get("tag")
+    return Wanted(digests, found[:64] if isinstance(found, str) else "")
