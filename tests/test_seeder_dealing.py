@@ -430,12 +430,14 @@ def test_pieces_are_sent_whole_one_after_the_other(tmp_path: Path) -> None:
     limited = DealingSeeder([host], (0, 0), policy=PLAIN, upload_rate_bytes=lambda: 100_000)
     limited.offer("key", published.path, [infohash], published.package.archive.size_bytes, blocks * block_bytes)
     arrived: list[tuple[float, int]] = []
+    both_are_dealt_to = threading.Barrier(2, timeout=20)
 
     def take(peer: RawPeer) -> None:
         peer.answer()
         peer.receive(), peer.receive()
         peer.send(HAVE_NONE)
         mine = [int.from_bytes(peer.receive()[1], "big") for _ in range(2)]
+        both_are_dealt_to.wait()  # whoever drains block after block alone is dealt everything
         for piece, block in itertools.product(mine, range(blocks)):
             peer.send(REQUEST, struct.pack(">III", piece, block * block_bytes, block_bytes))
         for _ in range(blocks * len(mine)):
