@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-M_ARENA_MAX = -8  # malloc.h of glibc; musl has no mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc; musl has no mallopt
+_LARGE_BYTES = 1 << 20
 _ENDED_STATES = frozenset("ZXx")
 
 
@@ -75,13 +76,17 @@ def _parent(pid: int) -> int:
 def keep_small() -> None:
     """Keep what this process will use small: it stays beside payloads, which need the memory.
 
-    All threads allocate from two arenas: one for each thread, as glibc has it, leaves holes in each.  The driver of
-    security modules, 3 MB that the TUF library loads wherever it is installed, stays out: nothing is signed on nodes.
+    All threads allocate from two arenas: one for each thread, as glibc has it, leaves holes in each.  What is large
+    gets pages of its own, also after the first that was freed: the network's buffers go back when they shrink.  The
+    driver of security modules, 3 MB that the TUF library loads wherever it is installed, stays out: nothing is signed
+    on nodes.
     """
     sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 2)
+        mallopt(M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(M_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
 def give_back_memory() -> None:

@@ -29,6 +29,8 @@ from jobagent.central.services.peerwire import (
     HAVE_NONE,
     PIECE,
     REJECT,
+    RELIEF_BYTES,
+    RELIEF_MESSAGES,
     REQUEST,
     UNCHOKE,
 )
@@ -563,6 +565,32 @@ def test_a_peer_that_waits_hears_once_a_minute_that_the_connection_lives(tmp_pat
             ahead_s[0] += 61
             assert peer.stream.read(4) == bytes(4)  # libtorrent would leave after two minutes of silence
             assert not select.select([peer.socket], [], [], 1.0)[0]
+    finally:
+        peer.close()
+        seeder.close()
+
+
+@pytest.mark.parametrize("size_bytes", [RELIEF_BYTES, RELIEF_BYTES - 1])
+def test_who_got_much_hears_short_messages_that_free_its_buffer(tmp_path: Path, size_bytes: int) -> None:
+    piece_bytes, host, infohash = 1 << 17, address(), bytes(20)
+    published = publish(tmp_path, size_bytes=size_bytes)
+    seeder = DealingSeeder([host], (0, 0), policy=PLAIN)
+    seeder.offer("key", published.path, [infohash], size_bytes, piece_bytes)
+    peer = RawPeer(seeder.port, host, infohash)
+    try:
+        peer.answer()
+        peer.send(HAVE_NONE)
+        got_bytes = 0
+        while got_bytes < size_bytes:
+            kind, payload = peer.receive()
+            if kind == HAVE:
+                left_bytes = size_bytes - piece_bytes * int.from_bytes(payload, "big")
+                peer.send(REQUEST, payload + struct.pack(">II", 0, min(piece_bytes, left_bytes)))
+            elif kind == PIECE:
+                got_bytes += len(payload) - 8
+        expected = RELIEF_MESSAGES if size_bytes >= RELIEF_BYTES else 0
+        assert peer.stream.read(4 * expected) == bytes(4 * expected)
+        assert not select.select([peer.socket], [], [], 1.0)[0]
     finally:
         peer.close()
         seeder.close()

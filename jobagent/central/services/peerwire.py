@@ -32,6 +32,8 @@ MAX_CONNECTIONS = 500  # of one package; the others are served by these
 HANDSHAKE_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 180.0  # peers say something at least every two minutes
 KEEP_ALIVE_S = 60.0  # libtorrent leaves who is silent for two minutes
+RELIEF_BYTES = 4 << 20  # who got as much of us received it in a large buffer
+RELIEF_MESSAGES, RELIEF_S = 40, 0.04  # how many frees it, and how far apart
 SEND_BUFFER_BYTES = 64 * 1024  # of ours
 UNSENT_BYTES = 32 * 1024  # of the kernel's: what waits for the link waits here, where we see it
 MAX_UNREAD_BYTES = 1 << 20  # blocks stop at SEND_BUFFER_BYTES; whoever provokes more than this and reads nothing goes
@@ -104,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._heard_s = self._kept_alive_s = seeder.clock()
         self._revealed: set[int] = set()
         self._sent: dict[int, int] = {}  # bytes of pieces that are on their way
+        self._sent_bytes = self._relieved = 0
         self.wishes: deque[tuple[int, int, int]] = deque()
         self.is_waiting = False
 
@@ -161,6 +164,15 @@ class Connection(asyncio.Protocol):
         elif self._package is not None and now_s - self._kept_alive_s > KEEP_ALIVE_S:
             self._kept_alive_s = now_s
             self._transport.write(bytes(4))
+        elif not self._relieved and self._sent_bytes >= RELIEF_BYTES and self.is_complete():
+            self._relieve()
+
+    def _relieve(self) -> None:
+        """Send keep-alives one by one: libtorrent frees 4 to 12 MB, which it received in, by the size of messages."""
+        if self._relieved < RELIEF_MESSAGES:
+            self._relieved += 1
+            self._transport.write(bytes(4))
+            self._timer = asyncio.get_running_loop().call_later(RELIEF_S, self._relieve)
 
     def is_complete(self) -> bool:
         """Whether the peer has everything."""
@@ -193,6 +205,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(struct.pack(">IBII", 9 + length, PIECE, piece, begin))
         self._transport.write(block)
         package.sent_bytes += length
+        self._sent_bytes += length
         self._count(package, piece, length)
         if not self.wishes and not self._is_paused:
             package.dealer.drained(self)
