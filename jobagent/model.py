@@ -21,6 +21,7 @@ WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,127}"
 _SPEC = re.compile(rf"(?:(?P<owner>{WORD})@)?(?P<name>{WORD})(?:(?:::|/)(?P<version>{WORD}))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VO_PREFIX = "VO_"
+UPDATE_MARK = "~"  # in the platform of an entry that leads from one version to another: no job can ask for it
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -35,6 +36,11 @@ def namespace_of(owner: str) -> str:
 def owner_of(namespace: str) -> str:
     """Return the owner that users write for a namespace; the inverse of `namespace_of`."""
     return namespace[5:] if namespace.startswith("user.") else _VO_PREFIX + namespace.upper()
+
+
+def is_update(platform: str) -> bool:
+    """Whether an entry with this platform is an update of an installed version: nothing that a job can ask for."""
+    return UPDATE_MARK in platform
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from jobagent.central.packaging import updating
 from jobagent.central.packaging.pack import Packed, pack
 from jobagent.errors import HostileArchive
 from jobagent.job.relocation import RECORD, Record
-from jobagent.job.updates import Base, apply, is_update, without
+from jobagent.job.updates import Base, apply, without
+from jobagent.model import is_update
 from jobagent.testing.world import Node, World
 
 names = st.sampled_from(["a", "b", "lib/c-1.2.so", "lib/c-1.3.so", "lib/deep/d", "bin/tool", "e", "x/y"])

@@ -25,8 +25,7 @@ from jobagent.central.placing import Draft
 from jobagent.contracts import ManifestEntry
 from jobagent.errors import AlreadyPublished, DiskFull, JobSyntaxError, PublishError
 from jobagent.events import Events
-from jobagent.job.updates import is_update
-from jobagent.model import Archive, Blob, EnvironmentChange, Package, PackageId, PackageSpec, PackageState
+from jobagent.model import Archive, Blob, EnvironmentChange, Package, PackageId, PackageSpec, PackageState, is_update
 
 DATA_FORMAT = "file"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,199}")

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 from jobagent.cli import reading
 from jobagent.contracts import Catalogue
-from jobagent.job.updates import is_update
-from jobagent.model import Package, PackageState, namespace_of
+from jobagent.model import Package, PackageState, is_update, namespace_of
 
 WIDTH = 400  # columns of a file or pipe: nothing is folded there
 STYLES = {PackageState.RELEASED: "green", PackageState.WITHDRAWN: "yellow", PackageState.BANNED: "red"}

@@ -20,8 +20,7 @@ from jobagent.errors import ConfigurationError, UnknownPackage, UsageError
 from jobagent.events import Event, Events
 from jobagent.job import kit as kits
 from jobagent.job.resolve import resolve
-from jobagent.job.updates import is_update
-from jobagent.model import Package, PackageSpec, Plan, Requirement
+from jobagent.model import Package, PackageSpec, Plan, Requirement, is_update
 from jobagent.pluginmanager import load
 
 

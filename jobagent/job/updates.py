@@ -34,7 +34,7 @@ from jobagent import manifest
 from jobagent.contracts import ManifestEntry
 from jobagent.errors import HostileArchive
 from jobagent.job.relocation import RECORD, Record
-from jobagent.model import Blob, Installed, Package
+from jobagent.model import UPDATE_MARK, Blob, Installed, Package
 
 ARCHIVE_FORMAT = "update"  # of `Archive.format`
 FORMAT = 1
@@ -42,18 +42,12 @@ BASE_DIGITS = 16
 MAX_HEADER_BYTES = 64 << 20
 MAX_CHANGED_BYTES = 512 << 20  # of one file, before and after: both are in memory
 MAX_WINDOW_BYTES = 1 << 30
-_MARK = "~"
 _CHUNK_BYTES = 1 << 20
 
 
 def platform_of(package: Package, base: Package) -> str:
     """Return the platform of the entry that leads from `base` to `package`."""
-    return f"{package.platform}{_MARK}{base.key[:BASE_DIGITS]}"
-
-
-def is_update(platform: str) -> bool:
-    """Whether an entry with this platform is an update: nothing that a job can ask for."""
-    return _MARK in platform
+    return f"{package.platform}{UPDATE_MARK}{base.key[:BASE_DIGITS]}"
 
 
 def choose(

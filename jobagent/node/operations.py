@@ -20,8 +20,7 @@ from jobagent.errors import ConfigurationError, JobAgentError, JobSyntaxError, S
 from jobagent.job import data, environment, requirements
 from jobagent.job.kit import Kit
 from jobagent.job.prepare import Prepared, prepare
-from jobagent.job.updates import is_update
-from jobagent.model import Job, PackageSpec, Plan, Requirement
+from jobagent.model import Job, PackageSpec, Plan, Requirement, is_update
 from jobagent.node.currentness import CurrentCatalogue
 from jobagent.node.health import Health
 from jobagent.node.holdings import Holdings
