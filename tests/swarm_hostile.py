@@ -52,8 +52,33 @@ class CorruptPeer:
                 message = _read(connection, length)
                 if length == 13 and message[0] == REQUEST:
                     piece, begin, size = struct.unpack(">III", message[1:])
+                    _send(connection, PIECE, struct.pack(">II", piece, begin) + self._block(piece, begin, size))
                     self.blocks_sent += 1
-                    _send(connection, PIECE, struct.pack(">II", piece, begin) + b"\xee" * size)
+
+    def _block(self, piece: int, begin: int, size: int) -> bytes:
+        return b"\xee" * size
+
+
+class Turncoat(CorruptPeer):
+    """Gives the right bytes, then noise until it is left, then the right bytes to whoever asks again."""
+
+    def __init__(
+        self, address: str, content: bytes, piece_bytes: int, infohash_v2: str, *, honest_blocks: int
+    ) -> None:
+        self._content = content
+        self._piece_bytes = piece_bytes
+        self._honest_blocks = honest_blocks
+        self.was_left = False
+        super().__init__(address, -(-len(content) // piece_bytes), infohash_v2)
+
+    def _talk(self, connection: socket.socket) -> None:
+        super()._talk(connection)
+        self.was_left = self.was_left or self.blocks_sent > self._honest_blocks
+
+    def _block(self, piece: int, begin: int, size: int) -> bytes:
+        if self.was_left or self.blocks_sent < self._honest_blocks:
+            return self._content[piece * self._piece_bytes + begin :][:size]
+        return super()._block(piece, begin, size)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

@@ -20,7 +20,7 @@ from jobagent.events import Events
 from jobagent_swarm.reservation import reserve
 from jobagent_swarm.swarm import Swarm
 from tests.swarm_field import Agent, Central, address, agents, central, configuration, wait_until
-from tests.swarm_hostile import CorruptPeer, announce_at, tracker_answering
+from tests.swarm_hostile import CorruptPeer, Turncoat, announce_at, tracker_answering
 
 pytestmark = pytest.mark.swarm
 SIZE = 4_000_000
@@ -147,6 +147,30 @@ def test_corrupt_peer_is_banned_and_the_others_finish(tmp_path: Path) -> None:
                 assert any(corrupt.address[0] in w for agent in nodes for w in agent.warnings)
         finally:
             corrupt.close()
+
+
+@pytest.mark.acceptance(12)
+def test_who_was_banned_is_asked_once_more_where_nobody_else_delivers(tmp_path: Path) -> None:
+    """libtorrent may ban an honest peer together with a corrupt one, for pieces that both gave blocks of."""
+    with central(tmp_path, is_seeding=False) as services:
+        published = services.publish(size_bytes=SIZE)
+        piece_bytes = torrents.piece_size_for(SIZE)
+        peer = Turncoat(
+            address(),
+            published.path.read_bytes(),
+            piece_bytes,
+            published.package.archive.infohash_v2,
+            honest_blocks=4 * piece_bytes // 16384,
+        )
+        try:
+            announce_at(services.url, published, peer.address)
+            with agents(tmp_path, 1, services.url, encryption="off") as (agent,):
+                traffic = agent.swarm.fetch(agent.order(published))
+                assert agent.has(published)
+                assert traffic.total_bytes >= SIZE
+                assert any("all are asked once more" in warning for warning in agent.warnings)
+        finally:
+            peer.close()
 
 
 @pytest.mark.acceptance(12)

@@ -47,6 +47,7 @@ from jobagent_swarm.webseeds import WebSeeds
 log = logging.getLogger("jobagent.swarm")
 
 POLL_S = 0.5  # progress reports and patience; the end of a download wakes at once
+FORSAKEN_S = 5.0  # without progress, once peers were banned
 NEAR_PATIENCE_S = 2.0  # for a first peer, where the archive is also a local file
 
 
@@ -58,6 +59,15 @@ class _Offer:
     path: Path
     is_provisional: bool
     infohash: str
+
+
+class _Forsaken(SupplyError):
+    """Peers were banned, and nobody else delivers."""
+
+    def __init__(self, message: str, done_bytes: int, traffic: Traffic) -> None:
+        super().__init__(message)
+        self.done_bytes = done_bytes
+        self.traffic = traffic
 
 
 class Swarm:
@@ -111,7 +121,7 @@ class Swarm:
                 offer = self._offers.get(order.package.key) or self._same(infohash)
             if offer is not None and _copy(offer.path, order.target, order.package.archive.size_bytes):
                 return Traffic()
-            return self._download(order)
+            return self._fetch(order)
         finally:
             turn.release()
 
@@ -236,6 +246,21 @@ class Swarm:
         log.warning(message)
         self._context.events.emit("warning", message=message)
 
+    def _fetch(self, order: Order) -> Traffic:
+        """Download; anew, from what is verified, where it stands still after peers were banned.
+
+        libtorrent distrusts all who gave blocks of damaged pieces, and may ban the seeder with the one who lies.
+        """
+        done_bytes, traffic = 0, Traffic()
+        while True:
+            try:
+                return traffic + self._download(order)
+            except _Forsaken as error:
+                if error.done_bytes <= done_bytes:
+                    raise SupplyError(error.cause_line) from None
+                done_bytes, traffic = error.done_bytes, traffic + error.traffic
+                self._warn(f"{error}; all are asked once more")
+
     def _download(self, order: Order) -> Traffic:
         archive = order.package.archive
         parameters = load(order.torrent or b"", archive.infohash_v2)
@@ -298,6 +323,11 @@ class Swarm:
             if patience is None:
                 patience = Patience(_patience_for(order, self._settings), now, state.total_done)
             reason = patience.verdict(now, state.total_done, state.num_peers)
+            if download.banned_peers and (reason or patience.idle_s(now) >= FORSAKEN_S):
+                reason = reason or f"no progress for {FORSAKEN_S:.0f} s"
+                raise _Forsaken(
+                    f"{reason}: {_describe(order, state, download)}", state.total_done, download.traffic()
+                )
             if reason is not None:
                 raise SupplyError(f"{reason}: {_describe(order, state, download)}")
             web_seeds.consider(patience.idle_s(now))
