@@ -18,7 +18,7 @@ from jobagent.contracts import Context
 from jobagent.errors import DiskFull, ScratchUnusable, SupplyError
 from jobagent.events import Events
 from jobagent_swarm.reservation import reserve
-from jobagent_swarm.swarm import Swarm
+from jobagent_swarm.swarm import FORSAKEN_S, Swarm
 from tests.swarm_field import Agent, Central, address, agents, central, configuration, wait_until
 from tests.swarm_hostile import CorruptPeer, Turncoat, announce_at, tracker_answering
 
@@ -171,6 +171,25 @@ def test_who_was_banned_is_asked_once_more_where_nobody_else_delivers(tmp_path: 
                 assert any("all are asked once more" in warning for warning in agent.warnings)
         finally:
             peer.close()
+
+
+@pytest.mark.acceptance(12)
+def test_a_ban_before_anything_came_shortens_nobodys_patience(tmp_path: Path) -> None:
+    with central(tmp_path, is_seeding=False) as services:
+        published = services.publish(size_bytes=SIZE)
+        pieces = -(-SIZE // torrents.piece_size_for(SIZE))
+        corrupt = CorruptPeer(address(), pieces, published.package.archive.infohash_v2)
+        try:
+            announce_at(services.url, published, corrupt.address)
+            with agents(tmp_path, 2, services.url, encryption="off") as (early, late), ThreadPoolExecutor(1) as pool:
+                fetch = pool.submit(early.swarm.fetch, early.order(published))
+                wait_until(lambda: corrupt.blocks_sent > 0 or fetch.done())
+                time.sleep(FORSAKEN_S + 2)
+                late.swarm.seed(published.package, published.path, published.torrent)
+                assert fetch.result(60).neighbour_bytes >= SIZE
+                assert early.has(published)
+        finally:
+            corrupt.close()
 
 
 @pytest.mark.acceptance(12)

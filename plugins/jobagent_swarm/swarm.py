@@ -62,11 +62,10 @@ class _Offer:
 
 
 class _Forsaken(SupplyError):
-    """Peers were banned, and nobody else delivers."""
+    """Peers were banned after something had come, and nobody else delivers."""
 
-    def __init__(self, message: str, done_bytes: int, traffic: Traffic) -> None:
+    def __init__(self, message: str, traffic: Traffic) -> None:
         super().__init__(message)
-        self.done_bytes = done_bytes
         self.traffic = traffic
 
 
@@ -247,18 +246,16 @@ class Swarm:
         self._context.events.emit("warning", message=message)
 
     def _fetch(self, order: Order) -> Traffic:
-        """Download; anew, from what is verified, where it stands still after peers were banned.
+        """Download; anew, from what is verified, where it got on and then stood still after peers were banned.
 
         libtorrent distrusts all who gave blocks of damaged pieces, and may ban the seeder with the one who lies.
         """
-        done_bytes, traffic = 0, Traffic()
+        traffic = Traffic()
         while True:
             try:
                 return traffic + self._download(order)
             except _Forsaken as error:
-                if error.done_bytes <= done_bytes:
-                    raise SupplyError(error.cause_line) from None
-                done_bytes, traffic = error.done_bytes, traffic + error.traffic
+                traffic += error.traffic
                 self._warn(f"{error}; all are asked once more")
 
     def _download(self, order: Order) -> Traffic:
@@ -307,6 +304,7 @@ class Swarm:
     def _wait(self, order: Order, torrent: Torrent, download: Download) -> None:
         """Return when the file is complete and flushed; raise when it is hopeless, late or unwanted."""
         patience: Patience | None = None
+        known_bytes = 0
         web_seeds = WebSeeds(self._settings, order, torrent, download, self._warn)
         while not download.is_flushed:
             download.wait(POLL_S)
@@ -321,13 +319,11 @@ class Swarm:
             if not download.is_checked or state.is_finished:
                 continue
             if patience is None:
-                patience = Patience(_patience_for(order, self._settings), now, state.total_done)
+                known_bytes = state.total_done
+                patience = Patience(_patience_for(order, self._settings), now, known_bytes)
             reason = patience.verdict(now, state.total_done, state.num_peers)
-            if download.banned_peers and (reason or patience.idle_s(now) >= FORSAKEN_S):
-                reason = reason or f"no progress for {FORSAKEN_S:.0f} s"
-                raise _Forsaken(
-                    f"{reason}: {_describe(order, state, download)}", state.total_done, download.traffic()
-                )
+            if download.banned_peers and state.total_done > known_bytes and patience.idle_s(now) >= FORSAKEN_S:
+                raise _Forsaken(f"no progress: {_describe(order, state, download)}", download.traffic())
             if reason is not None:
                 raise SupplyError(f"{reason}: {_describe(order, state, download)}")
             web_seeds.consider(patience.idle_s(now))
