@@ -1,9 +1,10 @@
 """`bench.swarm`: N clients fetch one package at once; how much the server sends, and how long they take.
 
 Clients have an uplink of `--client-rate`, the server one of `--server-rate`.  On loopback each program's own limiter
-makes them so; with `--hosts` each is a network namespace whose links the kernel limits, which is neutral.  `copies`
-is what the server sent over the package's size (wire bytes with `--hosts`, else payload); `bound_s` is the physical
-bound max(F/u_s, F/d, N·F/(u_s+Σu)).  A run on a machine that was more than 80 % busy is marked `is_void`.
+makes them so, and the default is slower the more clients there are, since one machine is all of them; with `--hosts`
+each is a network namespace whose links the kernel limits, which is neutral.  `copies` is what the server sent over
+the package's size (wire bytes with `--hosts`, else payload); `bound_s` is the physical bound max(F/u_s, F/d,
+N·F/(u_s+Σu)).  A run on a machine that was more than 80 % busy is marked `is_void`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from jobagent.central.packaging import torrents
 from jobagent.central.services.plot import Sample
 
 BUSY_PERCENT = 80.0
+LOOPBACK_RATE = 18.0  # MB/s of all clients together, at which two cores are not the limit
+PATIENCE = 4.0  # times the bound, until clients count as unfinished
+PROGRESS_S = 10.0
 SESSIONS_PER_PROCESS = 50
 KINDS = {"aria2c": "command", "nginx": "command"}
 
@@ -45,8 +49,12 @@ def main() -> int:
     parser.add_argument("--peer", choices=tuple(SERVERS), default="agent", help="who serves and fetches")
     parser.add_argument("--mode", default="default", help="distribution mode of the seeder")
     parser.add_argument("--size", type=float, default=12.0, metavar="MB", help="package")
-    parser.add_argument("--client-rate", type=float, default=1.0, metavar="MB/S")
-    parser.add_argument("--server-rate", type=float, default=2.5, metavar="MB/S")
+    parser.add_argument(
+        "--client-rate", type=float, metavar="MB/S", help=f"default: 1, on loopback all together {LOOPBACK_RATE:.0f}"
+    )
+    parser.add_argument(
+        "--server-rate", type=float, metavar="MB/S", help="default: 2.5, on loopback four times a client's"
+    )
     parser.add_argument("--arrivals", type=float, default=0.0, metavar="S", help="spread over so many seconds")
     parser.add_argument("--slots", type=int, default=1, help="clients on one host")
     parser.add_argument("--shared", action="store_true", help="with --slots: one session a host")
@@ -67,12 +75,16 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="all modes and peers, in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
+    if not 1 <= options.slots <= options.clients or options.clients % options.slots:
+        parser.error("--clients is to be a multiple of --slots, and at least one")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clients, scratch and namespaces go
+    client_rate = options.client_rate or (1.0 if options.hosts else min(1.0, LOOPBACK_RATE / options.clients))
+    server_rate = options.server_rate or (2.5 if options.hosts else 4 * client_rate)
     one = Field(
         clients=options.clients,
         package_bytes=int(options.size * 1e6),
-        client_rate=int(options.client_rate * 1e6),
-        server_rate=int(options.server_rate * 1e6),
+        client_rate=int(client_rate * 1e6),
+        server_rate=int(server_rate * 1e6),
         is_shaped=options.hosts,
         peer=options.peer,
         mode=options.mode,
@@ -87,9 +99,11 @@ def main() -> int:
         central=_pairs(options.central),
         settings=_pairs(options.settings),
     )
+    one = replace(one, timeout_s=max(one.timeout_s, PATIENCE * one.bound_s))
     fields = [one] * options.repeats if not options.full else full(one)
     results = []
     for item in fields:
+        print(f"{item.peer}: {item.clients} clients, bound {item.bound_s:.1f} s", file=sys.stderr, flush=True)
         results.append(measure(item))
         print(json.dumps({k: v for k, v in results[-1].items() if k != "samples"}), flush=True)
     if options.json:
@@ -174,11 +188,14 @@ def _watch(experiment: Field, server: Server, clients: Sequence[Client], start: 
     """Wait until all clients are done or the time is over; sample what the server sent."""
     samples: list[Sample] = []
     deadline = start + experiment.timeout_s + experiment.arrivals_s
+    said_s = start
     while time.monotonic() < deadline and any(c.is_busy() for c in clients):
-        done = sum(len(c.records) for c in clients)
+        done, now_s = sum(len(c.records) for c in clients), time.monotonic()
         with contextlib.suppress(OSError):  # the server is too busy to say it now
-            sent_now = server.sent_bytes() - sent
-            samples.append(Sample(time.monotonic() - start, sent_now, done * experiment.package_bytes))
+            samples.append(Sample(now_s - start, server.sent_bytes() - sent, done * experiment.package_bytes))
+        if samples and now_s - said_s >= PROGRESS_S:
+            said_s, copies = now_s, samples[-1].server_bytes / experiment.package_bytes
+            print(f"{now_s - start:.0f} s: {copies:.2f} copies sent, {done} complete", file=sys.stderr, flush=True)
         time.sleep(0.25)
     return samples
 
