@@ -27,11 +27,13 @@ from jobagent.central.services.peerwire import (
     HAVE,
     HAVE_ALL,
     HAVE_NONE,
+    MAX_BLOCK_BYTES,
     PIECE,
     REJECT,
     RELIEF_BYTES,
     RELIEF_MESSAGES,
     REQUEST,
+    STUCK_S,
     UNCHOKE,
 )
 from jobagent.errors import ConfigurationError, NoFreePort
@@ -148,7 +150,7 @@ def test_nobody_is_neglected_while_the_first_copy_is_on_its_way() -> None:
     deals.has_many("a", taken, 0.0)
     deals.join("b", 0.0)
     for second in range(1, 30):
-        deals.waits("a", [last], float(second))
+        deals.waits("a", float(second))
         deals.revise(float(second))
         assert deals.deal("b", float(second)) == []
     deals.has("a", last, 30.0)
@@ -158,7 +160,7 @@ def test_nobody_is_neglected_while_the_first_copy_is_on_its_way() -> None:
     assert sorted(deals.deal("b", 29.0 + OVERDUE_S)) == sorted([*taken, last])
 
 
-def test_overdue_piece_is_dealt_to_somebody_else() -> None:
+def test_overdue_piece_is_dealt_to_somebody_else_and_not_to_the_same_peer() -> None:
     deals = dealer()
     deals.join("slow", 0.0)
     stuck = deals.deal("slow", 0.0)
@@ -168,16 +170,17 @@ def test_overdue_piece_is_dealt_to_somebody_else() -> None:
     deals.join("quick", 0.0)
     assert deals.deal("quick", 0.0) == []
     assert deals.revise(OVERDUE_S)
+    assert deals.deal("slow", OVERDUE_S) == []
     assert sorted(deals.deal("quick", OVERDUE_S)) == sorted(stuck)
 
 
-def test_piece_that_waits_for_our_link_is_not_overdue() -> None:
+def test_nothing_is_overdue_with_who_waits_for_our_link() -> None:
     deals = dealer(pieces=PLAIN.window)
     deals.join("a", 0.0)
     deals.join("b", 0.0)
     waiting = deals.deal("a", 0.0)
     for second in range(1, 30):
-        deals.waits("a", waiting, float(second))
+        deals.waits("a", float(second))
         assert not deals.revise(float(second)) or second > PLAIN.neglected_s
     deals.has("b", waiting[0], 29.0)
     assert deals.revise(29.0 + OVERDUE_S)
@@ -567,6 +570,35 @@ def test_a_peer_that_waits_hears_once_a_minute_that_the_connection_lives(tmp_pat
             assert not select.select([peer.socket], [], [], 1.0)[0]
     finally:
         peer.close()
+        seeder.close()
+
+
+def test_what_a_stuck_peer_asked_for_is_dealt_to_another_and_what_a_slow_one_did_is_not(tmp_path: Path) -> None:
+    ahead_s, piece_bytes, host, infohash = [0.0], 1 << 20, address(), bytes(20)
+    published = publish(tmp_path, size_bytes=PLAIN.window * piece_bytes)
+    seeder = DealingSeeder([host], (0, 0), policy=PLAIN, clock=lambda: time.monotonic() + ahead_s[0])
+    seeder.offer("key", published.path, [infohash], published.package.archive.size_bytes, piece_bytes)
+    stuck = RawPeer(seeder.port, host, infohash)
+    stuck.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stuck.answer()
+    stuck.send(HAVE_NONE)
+    stuck.receive(), stuck.receive()
+    dealt = {int.from_bytes(stuck.receive()[1], "big") for _ in range(PLAIN.window)}
+    for piece, begin in itertools.product(dealt, range(0, piece_bytes, MAX_BLOCK_BYTES)):
+        stuck.send(REQUEST, struct.pack(">III", piece, begin, MAX_BLOCK_BYTES))
+    other = RawPeer(seeder.port, host, infohash, name="b")
+    try:
+        other.answer()
+        other.send(HAVE_NONE)
+        assert [other.receive()[0] for _ in range(2)] == [HAVE_NONE, UNCHOKE]
+        assert not select.select([other.socket], [], [], 1.0)[0]  # all that was asked is read meanwhile
+        ahead_s[0] += STUCK_S - 5
+        assert not select.select([other.socket], [], [], 1.0)[0]
+        ahead_s[0] += 5 + OVERDUE_S
+        assert {int.from_bytes(other.receive()[1], "big") for _ in range(PLAIN.window)} == dealt
+    finally:
+        stuck.close()
+        other.close()
         seeder.close()
 
 

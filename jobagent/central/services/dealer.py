@@ -73,6 +73,7 @@ class _Peer:
     has: int = 0  # bit set of pieces
     count: int = 0
     dealt: dict[int, float] = field(default_factory=dict)  # piece → when; until it has it
+    late: int = 0  # bit set of pieces that it was dealt and did not take in time; it may take them still
 
 
 class Dealer:
@@ -153,12 +154,10 @@ class Dealer:
         if state.dealt:
             state.window = min(self._policy.max_window, max(state.window, len(state.dealt)) + 1)
 
-    def waits(self, peer: Hashable, pieces: Iterable[int], now_s: float) -> None:
-        """A peer asked for pieces that our link has not sent yet: they are not overdue by its fault."""
+    def waits(self, peer: Hashable, now_s: float) -> None:
+        """A peer asked for what our link has not sent yet: nothing that was dealt to it is overdue by its fault."""
         dealt = self._peers[peer].dealt
-        for piece in pieces:
-            if piece in dealt:
-                dealt[piece] = now_s
+        dealt.update(dict.fromkeys(dealt, now_s))
 
     def is_complete(self, peer: Hashable) -> bool:
         """Whether a peer has everything."""
@@ -190,6 +189,7 @@ class Dealer:
             overdue = [p for p, dealt_s in peer.dealt.items() if now_s - dealt_s > overdue_s]
             for piece in overdue:
                 del peer.dealt[piece]
+                peer.late |= 1 << piece
                 self._in_flight[piece] -= 1
             late += overdue
         self._renew(late)
@@ -220,7 +220,7 @@ class Dealer:
             piece = self._fresh[at]
             if self._holders[piece]:  # it arrived by other ways
                 del self._fresh[at]
-            elif piece not in state.dealt and not state.has >> piece & 1:
+            elif piece not in state.dealt and not (state.has | state.late) >> piece & 1:
                 del self._fresh[at]
                 return piece
         if self._is_neglected(state, now_s):

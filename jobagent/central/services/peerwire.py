@@ -31,6 +31,7 @@ MAX_WISHES = 1024  # requests of one peer that wait
 MAX_CONNECTIONS = 500  # of one package; the others are served by these
 HANDSHAKE_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 180.0  # peers say something at least every two minutes
+STUCK_S = 15.0  # who asked and takes nothing for so long does not wait for our link
 KEEP_ALIVE_S = 60.0  # libtorrent leaves who is silent for two minutes
 RELIEF_BYTES = 4 << 20  # who got as much of us received it in a large buffer
 RELIEF_MESSAGES, RELIEF_S = 40, 0.04  # how many frees it, and how far apart
@@ -103,7 +104,7 @@ class Connection(asyncio.Protocol):
         self._has_fast = False
         self._has_spoken = False  # it told what it has, or that it has nothing
         self._is_paused = False
-        self._heard_s = self._kept_alive_s = seeder.clock()
+        self._heard_s = self._kept_alive_s = self._fed_s = seeder.clock()
         self._revealed: set[int] = set()
         self._sent: dict[int, int] = {}  # bytes of pieces that are on their way
         self._sent_bytes = self._relieved = 0
@@ -157,8 +158,9 @@ class Connection(asyncio.Protocol):
     def check(self, now_s: float) -> None:
         """Close a connection that is silent for too long; a peer that says nothing of its pieces has none."""
         self._has_spoken = True
-        if self._package is not None and self.wishes:
-            self._package.dealer.waits(self, {piece for piece, _, _ in self.wishes}, now_s)
+        is_stuck = self._is_paused and now_s - self._fed_s > STUCK_S
+        if self._package is not None and self.wishes and not is_stuck:
+            self._package.dealer.waits(self, now_s)
         if now_s - self._heard_s > SILENCE_TIMEOUT_S:
             self.end()
         elif self._package is not None and now_s - self._kept_alive_s > KEEP_ALIVE_S:
@@ -206,6 +208,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(block)
         package.sent_bytes += length
         self._sent_bytes += length
+        self._fed_s = self._seeder.clock()
         self._count(package, piece, length)
         if not self.wishes and not self._is_paused:
             package.dealer.drained(self)
