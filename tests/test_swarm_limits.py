@@ -102,6 +102,29 @@ def test_few_are_served_at_once_while_no_package_has_many_pieces(tmp_path: Path)
 
 
 @pytest.mark.swarm
+@pytest.mark.parametrize("upload_rate_bytes", [20_000, 0])
+def test_who_has_few_pieces_and_a_low_limit_serves_fewer_at_once(tmp_path: Path, upload_rate_bytes: int) -> None:
+    slots: list[int] = []
+    with central(tmp_path, swarm={"upload_rate_bytes": 400_000}) as services:
+        published = services.publish(size_bytes=3_000_000)
+        with (
+            agents(tmp_path, 1, services.url, upload_rate_bytes=upload_rate_bytes) as (taker,),
+            ThreadPoolExecutor() as pool,
+        ):
+            session = taker.swarm._open_session().native
+            fetched = pool.submit(taker.swarm.fetch, taker.order(published))
+            wait_until(lambda: session.get_settings()["unchoke_slots_limit"] != 24)
+            while not fetched.done():
+                if (now := session.get_settings()["unchoke_slots_limit"]) not in slots:
+                    slots.append(now)
+                time.sleep(0.02)
+            fetched.result()
+        assert taker.has(published)
+    assert slots == sorted(slots)
+    assert (slots[0], slots[-1]) == (2 if upload_rate_bytes else 6, 6)
+
+
+@pytest.mark.swarm
 def test_a_seeder_at_a_site_serves_its_partners_and_few_others_until_it_is_complete(tmp_path: Path) -> None:
     with central(tmp_path, swarm={"upload_rate_bytes": 300_000}) as services:
         published = services.publish(size_bytes=SIZE)

@@ -54,7 +54,7 @@ class Download:
             if peer == _WEB and received >= self._web_limit:
                 self._web_limit, on_limit = math.inf, self._on_web_limit
                 on_limit()
-        elif isinstance(alert, lt.block_downloading_alert):
+        elif isinstance(alert, lt.block_downloading_alert | lt.piece_finished_alert):
             return
         else:
             with self._changed:

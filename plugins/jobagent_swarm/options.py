@@ -50,6 +50,7 @@ FIXED: Mapping[str, int | bool | str] = {
         | lt.alert_category.storage
         | lt.alert_category.tracker
         | lt.alert_category.block_progress
+        | lt.alert_category.piece_progress
         | lt.alert_category.peer
     ),
     "alert_queue_size": 200_000,  # 300 MB are 38,000 alerts; dropped ones would break the accounting

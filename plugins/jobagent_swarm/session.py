@@ -39,20 +39,26 @@ PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file 
 LISTEN_TIMEOUT_S = 5.0
 PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
 MIN_SLOTS, PIECES_PER_SLOT = 4, 15
+FIRST_SLOTS, PIECE_S = 2, 2.0  # who has few pieces gives one within this time, as far as its limit allows
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
+_PROGRESS = (lt.piece_finished_alert, lt.torrent_checked_alert, lt.torrent_finished_alert)
 
 
 class Torrent:
-    """One torrent of a session.  Made by `Session.add`; `path` is where its only file is."""
+    """One torrent of a session.  Made by `Session.add`; `path` is where its only file is.
+
+    `held` is how many of its `pieces` are here, as long as it is not complete.
+    """
 
     def __init__(
-        self, handle: lt.torrent_handle, path: Path, watcher: Watcher, pieces: int, *, is_complete: bool
+        self, handle: lt.torrent_handle, path: Path, watcher: Watcher, shape: tuple[int, int], *, is_complete: bool
     ) -> None:
         self.handle = handle
         self.path = path
         self.watcher = watcher
-        self.pieces = pieces
+        self.pieces, self.piece_bytes = shape
+        self.held = 0
         self.is_complete = is_complete
         self.failing_trackers: set[str] = set()
         self.exchanges_peers = False
@@ -193,7 +199,7 @@ class Session:
             parameters.flags |= flags.super_seeding
         with self._lock:  # held so that the first alerts find their watcher
             handle = self.native.add_torrent(parameters)
-            added = Torrent(handle, path, watcher, pieces_of(parameters), is_complete=is_complete)
+            added = Torrent(handle, path, watcher, shape_of(parameters), is_complete=is_complete)
             self._torrents[handle] = added
             self._fit()
         return added
@@ -244,15 +250,13 @@ class Session:
     def _fit(self) -> None:
         """Fit settings to the torrents that are there; call with the lock held.
 
-        Few peers are served at once while no package has many pieces, since nobody can give on what is not complete:
-        a crowd begins only after the time of one piece for each slot.  A site's seeder that is not complete serves
-        its partners at other sites, who give as well, and half as many nodes at its own as it would otherwise.
-        While something is missing no connection counts as redundant: libtorrent would leave a peer that becomes a
-        seed by the very piece that we miss.
+        A site's seeder that is not complete serves its partners at other sites, who give as well, and half as many
+        nodes at its own as it would otherwise.  While something is missing no connection counts as redundant:
+        libtorrent would leave a peer that becomes a seed by the very piece that we miss.
         """
         torrents = self._torrents.values()
         incomplete = [t for t in torrents if not t.is_complete]
-        slots = max(MIN_SLOTS, max((t.pieces for t in torrents), default=0) // PIECES_PER_SLOT)
+        slots = max(map(self._slots, torrents), default=MIN_SLOTS)
         if incomplete and self._options.role is Role.SEEDER:
             slots = slots // 2 + sum(map(_partners, incomplete))
         fitting = {
@@ -262,6 +266,17 @@ class Session:
         if fitting != self._fitting:
             self._fitting = fitting
             self.apply(**fitting)
+
+    def _slots(self, torrent: Torrent) -> int:
+        """Return how many peers are to be served at once for a torrent: few where there are few pieces.
+
+        Nobody can give on what is not complete: a crowd begins only after the time of one piece for each slot.  So
+        who has only some pieces yet, and a limit, gives them to fewer at a time.
+        """
+        slots = max(MIN_SLOTS, torrent.pieces // PIECES_PER_SLOT)
+        if torrent.is_complete or not (limit := self._limits.upload_bytes):
+            return slots
+        return min(slots, max(FIRST_SLOTS, torrent.held, int(PIECE_S * limit / torrent.piece_bytes)))
 
     def _run(self) -> None:
         session = self._session
@@ -293,9 +308,8 @@ class Session:
         if isinstance(alert, lt.torrent_alert):
             with self._lock:
                 torrent = self._torrents.get(alert.handle)
-                if torrent is not None and isinstance(alert, lt.torrent_finished_alert):
-                    torrent.is_complete = True
-                    self._fit()
+                if torrent is not None and isinstance(alert, _PROGRESS):
+                    self._follow(torrent, alert)
             if torrent is not None:
                 if isinstance(alert, lt.tracker_reply_alert | lt.tracker_error_alert):
                     self._choose_exchange(torrent, alert)
@@ -316,6 +330,18 @@ class Session:
         elif isinstance(alert, lt.alerts_dropped_alert):
             log.error("libtorrent dropped alerts: transfer accounting is incomplete")
 
+    def _follow(self, torrent: Torrent, alert: lt.torrent_alert) -> None:
+        """Note what is here of a torrent and fit the settings to it; called with the lock held."""
+        before = self._slots(torrent)
+        if isinstance(alert, lt.piece_finished_alert):
+            torrent.held += 1
+        elif isinstance(alert, lt.torrent_checked_alert):
+            torrent.held = torrent.status().num_pieces
+        else:
+            torrent.is_complete = True
+        if torrent.is_complete or self._slots(torrent) != before:
+            self._fit()
+
     def _choose_exchange(self, torrent: Torrent, alert: lt.tracker_reply_alert | lt.tracker_error_alert) -> None:
         """Let peers tell each other of peers (PEX) only while no tracker answers.
 
@@ -334,16 +360,10 @@ class Session:
             change(lt.torrent_flags.disable_pex)
 
 
-def piece_size_of(parameters: lt.add_torrent_params) -> int:
-    """Bytes of a piece."""
+def shape_of(parameters: lt.add_torrent_params) -> tuple[int, int]:
+    """Return how many pieces there are, and the bytes of one."""
     assert parameters.ti is not None
-    return parameters.ti.piece_length()
-
-
-def pieces_of(parameters: lt.add_torrent_params) -> int:
-    """How many pieces there are."""
-    assert parameters.ti is not None
-    return parameters.ti.num_pieces()
+    return parameters.ti.num_pieces(), parameters.ti.piece_length()
 
 
 def load(torrent: bytes, infohash: str) -> lt.add_torrent_params:

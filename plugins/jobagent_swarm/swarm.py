@@ -39,7 +39,7 @@ from jobagent_swarm.finding import can_fetch
 from jobagent_swarm.options import Role
 from jobagent_swarm.place import move, settle
 from jobagent_swarm.reservation import reserve
-from jobagent_swarm.session import LISTEN_TIMEOUT_S, Session, Torrent, load, piece_size_of
+from jobagent_swarm.session import LISTEN_TIMEOUT_S, Session, Torrent, load, shape_of
 from jobagent_swarm.settings import SwarmSettings
 from jobagent_swarm.site import TokenFile, options_of
 from jobagent_swarm.webseeds import WebSeeds
@@ -288,7 +288,7 @@ class Swarm:
     ) -> Iterator[tuple[Torrent, Download]]:
         """A torrent that leaves the session, and a part that goes if it is worthless, where the block fails."""
         archive = order.package.archive
-        download = Download(archive.size_bytes, piece_size_of(parameters), archive.file_name)
+        download = Download(archive.size_bytes, shape_of(parameters)[1], archive.file_name)
         torrent = session.add(parameters, part, download.on_alert, is_fresh=is_fresh)
         done_bytes = 1
         try:
