@@ -1,6 +1,7 @@
 """A flow-level model of one distribution: who has which piece, in rounds; no packets, no TCP, no disks.
 
-In one round a node can send one piece.  What is real: the central seeder's rules are those of the product
+In one round a node can send one piece; it arrives after as many rounds as others are served at the same time.  What
+is real: the central seeder's rules are those of the product
 (`jobagent.central.services.dealer`), peer lists follow the tracker's (`tracker`): own site first, one elected node
 of a site talks to the outside.  What is modelled: a link carries its rate less `overhead`, shared piece by piece
 among neighbours that want something; who asks takes a piece that is rare; a node begins `start_s` after its first
@@ -23,6 +24,8 @@ from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
 from jobagent.central.services.dealing import REVISION_S
 from jobagent.central.services.peerwire import MAX_CONNECTIONS
 from jobagent.central.services.tracker import Policy
+from jobagent_swarm.session import FIRST_SLOTS, MIN_SLOTS, PIECE_S, PIECES_PER_SLOT
+from jobagent_swarm.settings import SwarmSettings
 
 Numbers = NDArray[np.int64]
 TRIES = 8  # neighbours that a sender looks at in one round
@@ -135,6 +138,9 @@ class _Run:
         self._holders = np.zeros(self._pieces, dtype=np.int64)
         self._done = np.full(case.nodes, np.inf)
         self._server = _Server(self)
+        self._slots = _Slots(case, self._piece_bytes)
+        self._round = 0
+        self._due: dict[int, list[tuple[Numbers, Numbers]]] = defaultdict(list)  # round → nodes, pieces that arrive
         self._site_bytes = np.zeros(max(1, case.sites))
         self._room = np.zeros(case.nodes)  # pieces that may still come in
         self._credit = np.zeros(case.nodes)  # pieces that may still go out
@@ -145,7 +151,7 @@ class _Run:
         """Go round by round."""
         case, samples = self._case, []
         for number in range(LIMIT_ROUNDS):
-            now = number * self._round_s
+            self._round, now = number, number * self._round_s
             here = self._begin <= now
             self._room = np.minimum(self._room + here * self._pace * self._intake, SAVED * self._intake)
             self._credit = np.minimum(self._credit + here * self._pace, SAVED)
@@ -214,6 +220,7 @@ class _Run:
         rarity = self._holders + self._chance.random(self._pieces)
         senders = np.flatnonzero(here & (self._count > 0) & (self._credit >= 1))
         wanting = np.flatnonzero(here & (self._count < self._pieces))
+        self._wanting = len(wanting)
         if len(senders) > TRIES * len(wanting):  # most have everything and nothing to do
             senders = self._chance.choice(senders, TRIES * len(wanting), replace=False)
         near = _Groups(wanting, self._site, max(1, self._case.sites))
@@ -256,7 +263,9 @@ class _Run:
         self._got[node, piece] = True
         np.subtract.at(self._room, node, 1)
         self._credit[senders[chosen]] -= 1
-        self._batches.append((node, piece))
+        rounds = self._slots.rounds(self._count[senders[chosen]], self._wanting)
+        for wait in np.unique(rounds).tolist():
+            self._due[self._round + wait].append((node[rounds == wait], piece[rounds == wait]))
         taken: NDArray[np.bool_] = chosen
         return taken
 
@@ -272,11 +281,10 @@ class _Run:
         kept: NDArray[np.bool_] = (chosen & ~wide) | may
         return kept
 
-    _batches: list[tuple[Numbers, Numbers]]
-
     def _settle(self, now: float) -> None:
         """What was on its way has arrived."""
-        batches = list(self._batches)
+        given = self._due.pop(self._round + 1, [])
+        batches = list(given)
         if self._arrived:
             pairs = np.array(self._arrived, dtype=np.int64)
             batches.append((pairs[:, 0], pairs[:, 1]))
@@ -284,13 +292,32 @@ class _Run:
             self._has[node, piece] = True
             np.add.at(self._count, node, 1)
             np.add.at(self._holders, piece, 1)
-        for node, piece in self._batches:
+        for node, piece in given:
             for one in np.flatnonzero(self._is_gate[node]):
                 self._server.heard(int(node[one]), int(piece[one]), now)
-        self._batches.clear()
         self._arrived.clear()
         complete = (self._count == self._pieces) & np.isinf(self._done)
         self._done[complete] = now
+
+
+class _Slots:
+    """How many peers a node serves at the same time, by the rules of the swarm's plugin."""
+
+    def __init__(self, case: Case, piece_bytes: float) -> None:
+        size = piece_size_for(case.package_bytes)
+        self._coarser = piece_bytes / size  # pieces of the model may be larger than those of the torrent
+        usual = max(MIN_SLOTS, int(case.package_bytes / size) // PIECES_PER_SLOT)
+        self._most = min(SwarmSettings().unchoke_slots, usual)
+        has_limit = not case.is_download_bound  # else it is the link's
+        self._first = (
+            min(self._most, max(FIRST_SLOTS, int(PIECE_S * case.node_rate / size))) if has_limit else self._most
+        )
+
+    def rounds(self, held: Numbers, wanting: int) -> Numbers:
+        """In how many rounds what is sent now arrives, for senders that hold so many pieces."""
+        slots = np.clip(held * self._coarser, self._first, self._most)
+        rounds: Numbers = np.maximum(1, np.minimum(slots, wanting) / self._coarser).astype(np.int64)
+        return rounds
 
 
 class _Groups:
@@ -315,7 +342,7 @@ class _Server:
 
     def __init__(self, swarm: _Run) -> None:
         self._swarm = swarm
-        swarm._arrived, swarm._batches = [], []
+        swarm._arrived = []
         policy = DealingPolicy.of(swarm.case.mode)
         self._dealer = Dealer(swarm.pieces, policy, random.Random(swarm.case.seed))
         self._wishes: dict[int, deque[int]] = {}
@@ -337,6 +364,8 @@ class _Server:
             self._deal(node, now)
         if now - self._revised >= REVISION_S:
             self._revised = now
+            for node in self._turn:
+                self._dealer.waits(node, now)
             if self._dealer.revise(now):
                 for node in self._wishes:
                     self._deal(node, now)
