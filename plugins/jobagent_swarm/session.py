@@ -22,7 +22,7 @@ import libtorrent as lt
 
 from jobagent.plugin import DigestMismatch, HostileArchive
 from jobagent_swarm.limits import Schedule, networks
-from jobagent_swarm.options import Options, Role, interfaces, rates, settings_pack
+from jobagent_swarm.options import Options, interfaces, rates, settings_pack
 from jobagent_swarm.place import Place
 from jobagent_swarm.settings import SwarmSettings
 
@@ -39,16 +39,17 @@ PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file 
 LISTEN_TIMEOUT_S = 5.0
 PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
 MIN_SLOTS, PIECES_PER_SLOT = 4, 15
+MERE_TAKERS = 2  # who are served by a node that misses something, beside those that give to it
 FIRST_SLOTS, PIECE_S = 2, 2.0  # who has few pieces gives one within this time, as far as its limit allows
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
-_PROGRESS = (lt.piece_finished_alert, lt.torrent_checked_alert, lt.torrent_finished_alert)
+_PROGRESS = (lt.block_finished_alert, lt.piece_finished_alert, lt.torrent_checked_alert, lt.torrent_finished_alert)
 
 
 class Torrent:
     """One torrent of a session.  Made by `Session.add`; `path` is where its only file is.
 
-    `held` is how many of its `pieces` are here, as long as it is not complete.
+    `held` is how many of its `pieces` are here, as long as it is not complete; `givers` is who gave some of it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Torrent:
         self.watcher = watcher
         self.pieces, self.piece_bytes = shape
         self.held = 0
+        self.givers: set[tuple[str, int]] = set()
         self.is_complete = is_complete
         self.failing_trackers: set[str] = set()
         self.exchanges_peers = False
@@ -129,8 +131,6 @@ class Session:
         self._session.set_peer_class_filter(_classes(self._session, options.settings))
         self._closing = threading.Event()
         self._tickers: list[Callable[[], None]] = [self._follow_schedule]
-        if options.role is Role.SEEDER:
-            self._tickers.append(self._follow_partners)
         self._pump = threading.Thread(target=self._run, name="swarm-alerts", daemon=True)
         self._pump.start()
 
@@ -250,17 +250,19 @@ class Session:
     def _fit(self) -> None:
         """Fit settings to the torrents that are there; call with the lock held.
 
-        A site's seeder that is not complete serves its partners at other sites, who give as well, and half as many
-        nodes at its own as it would otherwise.  While something is missing no connection counts as redundant:
-        libtorrent would leave a peer that becomes a seed by the very piece that we miss.
+        Who misses something serves as many as give to it, and few who only take: else the one node through which a
+        site gets a package gives the same pieces to all its neighbours, and its partners at other sites, who wait for
+        theirs, have no more to give.  While something is missing no connection counts as redundant: libtorrent would
+        leave a peer that becomes a seed by the very piece that we miss.
         """
         torrents = self._torrents.values()
         incomplete = [t for t in torrents if not t.is_complete]
-        slots = max(map(self._slots, torrents), default=MIN_SLOTS)
-        if incomplete and self._options.role is Role.SEEDER:
-            slots = slots // 2 + sum(map(_partners, incomplete))
+        most = self._options.settings.unchoke_slots
+        slots = min(most, max(map(self._slots, torrents), default=MIN_SLOTS))
+        if incomplete and all(t.held >= slots for t in incomplete):
+            slots = min(slots, MERE_TAKERS + sum(len(t.givers) for t in incomplete))
         fitting = {
-            "unchoke_slots_limit": min(self._options.settings.unchoke_slots, slots),
+            "unchoke_slots_limit": slots,
             "close_redundant_connections": not incomplete,
         }
         if fitting != self._fitting:
@@ -289,12 +291,6 @@ class Session:
                 due_s = now_s + TICK_S
                 for tick in self._tickers:
                     tick()
-
-    def _follow_partners(self) -> None:
-        """Fit the slots of a site's seeder to who exchanges with it now; called in the session's thread."""
-        with self._lock:
-            if self._session is not None:
-                self._fit()
 
     def _follow_schedule(self) -> None:
         """Apply the limits of this time; called in the session's thread about twice a second."""
@@ -332,15 +328,20 @@ class Session:
 
     def _follow(self, torrent: Torrent, alert: lt.torrent_alert) -> None:
         """Note what is here of a torrent and fit the settings to it; called with the lock held."""
-        before = self._slots(torrent)
-        if isinstance(alert, lt.piece_finished_alert):
+        if isinstance(alert, lt.block_finished_alert):
+            if alert.ip in torrent.givers:
+                return
+            torrent.givers.add(alert.ip)
+        elif isinstance(alert, lt.piece_finished_alert):
             torrent.held += 1
+            if torrent.held > self._options.settings.unchoke_slots:
+                return
         elif isinstance(alert, lt.torrent_checked_alert):
             torrent.held = torrent.status().num_pieces
         else:
             torrent.is_complete = True
-        if torrent.is_complete or self._slots(torrent) != before:
-            self._fit()
+            torrent.givers.clear()
+        self._fit()
 
     def _choose_exchange(self, torrent: Torrent, alert: lt.tracker_reply_alert | lt.tracker_error_alert) -> None:
         """Let peers tell each other of peers (PEX) only while no tracker answers.
@@ -391,16 +392,6 @@ def load(torrent: bytes, infohash: str) -> lt.add_torrent_params:
     parameters.url_seeds, parameters.http_seeds = [], []
     parameters.dht_nodes, parameters.peers = [], []
     return parameters
-
-
-def _partners(torrent: Torrent) -> int:
-    """Return how many peers both give to us, or could, and take from us, or would."""
-    giving, taking = lt.peer_info.interesting, lt.peer_info.remote_interested
-    return sum(
-        (bool(peer.flags & giving) or peer.total_download > 0)
-        and (bool(peer.flags & taking) or peer.total_upload > 0)
-        for peer in torrent.handle.get_peer_info()
-    )
 
 
 def _classes(session: lt.session, settings: SwarmSettings) -> lt.ip_filter:
