@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import random
 import select
 import socket
@@ -236,6 +237,31 @@ def test_after_so_much_help_only_who_waits_longest_is_helped() -> None:
     assert len(helped) == PIECES // 10
     deals.revise(15.5)
     assert deals.deal("walled", 15.5)
+
+
+def test_who_is_neglected_in_a_crowd_that_goes_on_goes_as_fast_as_the_crowd() -> None:
+    deals = dealer()
+    for peer in ("seed", "a", "b", "c", "walled"):
+        deals.join(peer, 0.0)
+    deals.has_many("seed", range(PIECES), 0.0)
+
+    def helped(now_s: float) -> int:
+        deals.revise(now_s)
+        count = 0
+        while pieces := deals.deal("walled", now_s):
+            deals.has_many("walled", pieces, now_s)
+            deals.drained("walled")
+            count += len(pieces)
+        return count
+
+    total = 0
+    for second in range(20):
+        for peer in "abc":
+            deals.has(peer, second, float(second))
+        total += helped(float(second))
+    since = 20 - math.ceil(PLAIN.neglected_s)
+    assert since <= total <= since + PLAIN.window
+    assert helped(20.0 + PLAIN.neglected_s) == PIECES - total  # the crowd stands still
 
 
 def test_dealer_steps_back_when_the_swarm_has_everything() -> None:

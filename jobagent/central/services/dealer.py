@@ -36,7 +36,8 @@ class DealingPolicy:
     stands still, within the longest time where all go on.  A peer that for `neglected_s` got nothing from its
     neighbours is served like an only client.  In a crowd on slow links all of this takes longer, and many look
     neglected in turn: both times follow those of the middle peer, and after `help_copies` of the package, which
-    fill up again in ten minutes, only who waits for the longest time is neglected.
+    fill up again in ten minutes, only who waits for the longest time is neglected.  While the crowd goes on, who is
+    neglected gets a window of pieces, and then as many as the middle peer does.
 
     `spare_copies` of the package may be dealt beyond the first, rarest pieces first, in the second half of the way to
     peers that are `lagging` of it behind the middle one.
@@ -73,6 +74,8 @@ class _Peer:
     has: int = 0  # bit set of pieces
     count: int = 0
     dealt: dict[int, float] = field(default_factory=dict)  # piece → when; until it has it
+    helped: int = 0  # pieces that it was dealt because neighbours gave it none, since one last did
+    helped_from: int = 0  # pieces of the middle peer when that began
     late: int = 0  # bit set of pieces that it was dealt and did not take in time; it may take them still
 
 
@@ -142,6 +145,7 @@ class Dealer:
             state.taken_s = now_s
         else:
             state.served_s = now_s
+            state.helped = 0
 
     def has_many(self, peer: Hashable, pieces: Iterable[int], now_s: float) -> None:
         """A peer says at once what it has."""
@@ -197,6 +201,8 @@ class Dealer:
             self._needed_s = now_s
         counts = sorted(peer.count for peer in self._peers.values())
         self._middle = counts[len(counts) // 2] if counts else 0
+        for peer in self._peers.values():  # others may have come for those that it was helped along with
+            peer.helped_from = min(peer.helped_from, self._middle)
         return bool(self._fresh) or any(
             self._is_neglected(p, now_s) or self._is_lagging(p) for p in self._peers.values()
         )
@@ -225,6 +231,8 @@ class Dealer:
                 return piece
         if self._is_neglected(state, now_s):
             self._help_left = max(0.0, self._help_left - 1)
+            state.helped_from = state.helped_from if state.helped else self._middle
+            state.helped += 1
             return self._rarest(state)
         if self._is_lagging(state):
             self._spare -= 1
@@ -244,7 +252,12 @@ class Dealer:
         waited_s = now_s - state.served_s
         if waited_s < LONGEST_FACTOR * self._longest_s:
             waited_s = min(waited_s, now_s - self._needed_s)
-        return state.count < self._pieces and waited_s > patience_s
+        return state.count < self._pieces and waited_s > patience_s and not self._has_its_share(state)
+
+    def _has_its_share(self, state: _Peer) -> bool:
+        """Whether a helped peer goes as fast as the middle one of a crowd that goes on."""
+        is_over = self._middle == self._pieces or self._stands_still
+        return not is_over and state.helped >= self._policy.window + self._middle - state.helped_from
 
     def _renew(self, pieces: Iterable[int]) -> list[int]:
         """Have those of the pieces dealt anew that nobody holds or is to take; return them."""
