@@ -124,7 +124,7 @@ def test_who_has_few_pieces_and_a_low_limit_serves_fewer_at_once(tmp_path: Path,
 
 
 @pytest.mark.swarm
-def test_who_misses_something_serves_who_gives_and_two_who_only_take(tmp_path: Path) -> None:
+def test_who_gets_something_from_few_serves_those_and_two_who_only_take(tmp_path: Path) -> None:
     with central(tmp_path, swarm={"upload_rate_bytes": 1_000_000}) as services:
         published = services.publish(size_bytes=6_000_000)
         with agents(tmp_path, 2, services.url) as takers, ThreadPoolExecutor() as pool:

@@ -39,7 +39,8 @@ PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file 
 LISTEN_TIMEOUT_S = 5.0
 PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
 MIN_SLOTS, PIECES_PER_SLOT = 4, 15
-MERE_TAKERS = 2  # who are served by a node that misses something, beside those that give to it
+FEW_GIVERS = 3  # fewer than that part of its slots give to a node: its neighbours get all through it
+MERE_TAKERS = 2  # whom such a node serves beside those that give to it
 FIRST_SLOTS, PIECE_S = 2, 2.0  # who has few pieces gives one within this time, as far as its limit allows
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
@@ -250,17 +251,18 @@ class Session:
     def _fit(self) -> None:
         """Fit settings to the torrents that are there; call with the lock held.
 
-        Who misses something serves as many as give to it, and few who only take: else the one node through which a
-        site gets a package gives the same pieces to all its neighbours, and its partners at other sites, who wait for
-        theirs, have no more to give.  While something is missing no connection counts as redundant: libtorrent would
-        leave a peer that becomes a seed by the very piece that we miss.
+        Who misses something, and gets it from few, serves those and two who only take: else the one node through
+        which a site gets a package gives the same pieces to all its neighbours, and its partners at other sites, who
+        wait for theirs, have no more to give.  While something is missing no connection counts as redundant:
+        libtorrent would leave a peer that becomes a seed by the very piece that we miss.
         """
         torrents = self._torrents.values()
         incomplete = [t for t in torrents if not t.is_complete]
         most = self._options.settings.unchoke_slots
         slots = min(most, max(map(self._slots, torrents), default=MIN_SLOTS))
-        if incomplete and all(t.held >= slots for t in incomplete):
-            slots = min(slots, MERE_TAKERS + sum(len(t.givers) for t in incomplete))
+        givers = sum(len(t.givers) for t in incomplete)
+        if incomplete and givers < slots // FEW_GIVERS and all(t.held >= slots for t in incomplete):
+            slots = min(slots, givers + MERE_TAKERS)
         fitting = {
             "unchoke_slots_limit": slots,
             "close_redundant_connections": not incomplete,
