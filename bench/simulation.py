@@ -1,12 +1,12 @@
 """A flow-level model of one distribution: who has which piece, in rounds; no packets, no TCP, no disks.
 
 In one round a node can send one piece; it arrives after as many rounds as others are served at the same time.  What
-is real: the central seeder's rules are those of the product
-(`jobagent.central.services.dealer`), peer lists follow the tracker's (`tracker`): own site first, one elected node
-of a site talks to the outside.  What is modelled: a link carries its rate less `overhead`, shared piece by piece
-among neighbours that want something; who asks takes a piece that is rare; a node begins `start_s` after its first
-answer, and the tracker answers in turn.  `overhead`, `start_s` and `spread` are the only constants that were set by
-measurement; docs/performance.md says how far the model is from measured runs.
+is real: the central seeder's rules are those of the product (`jobagent.central.services.dealer`), and how many a node
+serves at once (`jobagent_swarm.slots`, but for who gets from few); peer lists follow the tracker's (`tracker`): own
+site first, one elected node of a site talks to the outside.  What is modelled: a link carries its rate less
+`overhead`, shared piece by piece among neighbours that want something; who asks takes a piece that is rare; a node
+begins `start_s` after its first answer, and the tracker answers in turn.  `overhead`, `start_s` and `spread` are the
+only constants that were set by measurement; docs/performance.md says how far the model is from measured runs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jobagent.central.services.dealer import Dealer, DealingPolicy, Mode
 from jobagent.central.services.dealing import REVISION_S
 from jobagent.central.services.peerwire import MAX_CONNECTIONS
 from jobagent.central.services.tracker import Policy
-from jobagent_swarm.session import FIRST_SLOTS, MIN_SLOTS, PIECE_S, PIECES_PER_SLOT
 from jobagent_swarm.settings import SwarmSettings
+from jobagent_swarm.slots import first_slots, usual_slots
 
 Numbers = NDArray[np.int64]
 TRIES = 8  # neighbours that a sender looks at in one round
@@ -306,12 +306,10 @@ class _Slots:
     def __init__(self, case: Case, piece_bytes: float) -> None:
         size = piece_size_for(case.package_bytes)
         self._coarser = piece_bytes / size  # pieces of the model may be larger than those of the torrent
-        usual = max(MIN_SLOTS, int(case.package_bytes / size) // PIECES_PER_SLOT)
-        self._most = min(SwarmSettings().unchoke_slots, usual)
-        has_limit = not case.is_download_bound  # else it is the link's
-        self._first = (
-            min(self._most, max(FIRST_SLOTS, int(PIECE_S * case.node_rate / size))) if has_limit else self._most
-        )
+        pieces, most = int(case.package_bytes / size), SwarmSettings().unchoke_slots
+        limit = 0.0 if case.is_download_bound else case.node_rate  # else it is the link that limits
+        self._most = min(most, usual_slots(pieces))
+        self._first = min(most, first_slots(pieces, size, limit))
 
     def rounds(self, held: Numbers, wanting: int) -> Numbers:
         """In how many rounds what is sent now arrives, for senders that hold so many pieces."""

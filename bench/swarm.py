@@ -41,6 +41,24 @@ KINDS = {"aria2c": "command", "nginx": "command"}
 
 def main() -> int:
     """Measure and report."""
+    parser = _parser()
+    options = parser.parse_args()
+    if not 1 <= options.slots <= options.clients or options.clients % options.slots:
+        parser.error("--clients is to be a multiple of --slots, and at least one")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clients, scratch and namespaces go
+    one = _field(options)
+    fields = [one] * options.repeats if not options.full else full(one)
+    results = []
+    for item in fields:
+        print(f"{item.peer}: {item.clients} clients, bound {item.bound_s:.1f} s", file=sys.stderr, flush=True)
+        results.append(measure(item))
+        print(json.dumps({k: v for k, v in results[-1].items() if k != "samples"}), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results[0] if len(results) == 1 else {"runs": results}, indent=2) + "\n")
+    return 0 if all(r["unfinished"] == 0 for r in results) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.swarm", description=__doc__)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument(
@@ -74,10 +92,11 @@ def main() -> int:
     )
     parser.add_argument("--full", action="store_true", help="all modes and peers, in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    options = parser.parse_args()
-    if not 1 <= options.slots <= options.clients or options.clients % options.slots:
-        parser.error("--clients is to be a multiple of --slots, and at least one")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clients, scratch and namespaces go
+    return parser
+
+
+def _field(options: argparse.Namespace) -> Field:
+    """The experiment that the options describe; patience follows its bound."""
     client_rate = options.client_rate or (1.0 if options.hosts else min(1.0, LOOPBACK_RATE / options.clients))
     server_rate = options.server_rate or (2.5 if options.hosts else 4 * client_rate)
     one = Field(
@@ -99,16 +118,7 @@ def main() -> int:
         central=_pairs(options.central),
         settings=_pairs(options.settings),
     )
-    one = replace(one, timeout_s=max(one.timeout_s, PATIENCE * one.bound_s))
-    fields = [one] * options.repeats if not options.full else full(one)
-    results = []
-    for item in fields:
-        print(f"{item.peer}: {item.clients} clients, bound {item.bound_s:.1f} s", file=sys.stderr, flush=True)
-        results.append(measure(item))
-        print(json.dumps({k: v for k, v in results[-1].items() if k != "samples"}), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results[0] if len(results) == 1 else {"runs": results}, indent=2) + "\n")
-    return 0 if all(r["unfinished"] == 0 for r in results) else 1
+    return replace(one, timeout_s=max(one.timeout_s, PATIENCE * one.bound_s))
 
 
 def full(one: Field) -> list[Field]:

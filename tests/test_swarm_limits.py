@@ -14,8 +14,9 @@ import pytest
 from jobagent.errors import ConfigurationError, SupplyError
 from jobagent_swarm.limits import Limits, Schedule, networks
 from jobagent_swarm.options import Options, Role
-from jobagent_swarm.session import MERE_TAKERS, Session, load
+from jobagent_swarm.session import Session, load
 from jobagent_swarm.settings import Encryption, SwarmSettings
+from jobagent_swarm.slots import MERE_TAKERS, first_slots, slots_by_givers, usual_slots
 from tests.swarm_field import Agent, Published, address, agents, central, wait_until
 
 SIZE = 1_500_000
@@ -80,6 +81,12 @@ def test_running_session_follows_its_schedule() -> None:
         assert session.native.get_settings()["download_rate_limit"] == 0
     finally:
         session.close()
+
+
+def test_slots_follow_pieces_limit_and_givers() -> None:
+    assert [usual_slots(pieces) for pieces in (1, 59, 75, 1000)] == [4, 4, 5, 66]
+    assert [first_slots(489, 32_768, limit) for limit in (0, 1, 30_000, 60_000, 1_000_000)] == [32, 2, 2, 3, 32]
+    assert [slots_by_givers(24, givers) for givers in (0, 2, 7, 8, 30)] == [2, 4, 9, 24, 24]
 
 
 @pytest.mark.swarm

@@ -25,6 +25,7 @@ from jobagent_swarm.limits import Schedule, networks
 from jobagent_swarm.options import Options, interfaces, rates, settings_pack
 from jobagent_swarm.place import Place
 from jobagent_swarm.settings import SwarmSettings
+from jobagent_swarm.slots import MIN_SLOTS, first_slots, slots_by_givers, usual_slots
 
 log = logging.getLogger("jobagent.swarm")
 
@@ -38,10 +39,6 @@ TICK_S = 0.4
 PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
 LISTEN_TIMEOUT_S = 5.0
 PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
-MIN_SLOTS, PIECES_PER_SLOT = 4, 15
-FEW_GIVERS = 3  # fewer than that part of its slots give to a node: its neighbours get all through it
-MERE_TAKERS = 2  # whom such a node serves beside those that give to it
-FIRST_SLOTS, PIECE_S = 2, 2.0  # who has few pieces gives one within this time, as far as its limit allows
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
 Watcher = Callable[[lt.alert], None]
 _PROGRESS = (lt.block_finished_alert, lt.piece_finished_alert, lt.torrent_checked_alert, lt.torrent_finished_alert)
@@ -251,18 +248,15 @@ class Session:
     def _fit(self) -> None:
         """Fit settings to the torrents that are there; call with the lock held.
 
-        Who misses something, and gets it from few, serves those and two who only take: else the one node through
-        which a site gets a package gives the same pieces to all its neighbours, and its partners at other sites, who
-        wait for theirs, have no more to give.  While something is missing no connection counts as redundant:
-        libtorrent would leave a peer that becomes a seed by the very piece that we miss.
+        While something is missing no connection counts as redundant: libtorrent would leave a peer that becomes a
+        seed by the very piece that we miss.
         """
         torrents = self._torrents.values()
         incomplete = [t for t in torrents if not t.is_complete]
         most = self._options.settings.unchoke_slots
         slots = min(most, max(map(self._slots, torrents), default=MIN_SLOTS))
-        givers = sum(len(t.givers) for t in incomplete)
-        if incomplete and givers < slots // FEW_GIVERS and all(t.held >= slots for t in incomplete):
-            slots = min(slots, givers + MERE_TAKERS)
+        if incomplete and all(t.held >= slots for t in incomplete):
+            slots = slots_by_givers(slots, sum(len(t.givers) for t in incomplete))
         fitting = {
             "unchoke_slots_limit": slots,
             "close_redundant_connections": not incomplete,
@@ -272,15 +266,12 @@ class Session:
             self.apply(**fitting)
 
     def _slots(self, torrent: Torrent) -> int:
-        """Return how many peers are to be served at once for a torrent: few where there are few pieces.
-
-        Nobody can give on what is not complete: a crowd begins only after the time of one piece for each slot.  So
-        who has only some pieces yet, and a limit, gives them to fewer at a time.
-        """
-        slots = max(MIN_SLOTS, torrent.pieces // PIECES_PER_SLOT)
-        if torrent.is_complete or not (limit := self._limits.upload_bytes):
-            return slots
-        return min(slots, max(FIRST_SLOTS, torrent.held, int(PIECE_S * limit / torrent.piece_bytes)))
+        """Return how many peers are to be served at once for a torrent."""
+        usual = usual_slots(torrent.pieces)
+        if torrent.is_complete:
+            return usual
+        first = first_slots(torrent.pieces, torrent.piece_bytes, self._limits.upload_bytes)
+        return min(usual, max(first, torrent.held))
 
     def _run(self) -> None:
         session = self._session

@@ -49,7 +49,7 @@ class SwarmSettings:
     connections: int = setting(200, "Peer connections of this node.")
     connections_per_package: int = setting(40, "Peer connections for one package.")
     unchoke_slots: int = setting(
-        24, "Peers that are uploaded to at the same time, per node; fewer where all packages have few pieces."
+        24, "Peers that are uploaded to at the same time, per node; fewer where few pieces are, or few peers give."
     )
     trackers: tuple[str, ...] = setting((), "Announce URLs; empty: `announce` below each catalogue URL.")
     token_file: Path = setting(Path(), "File with the announce token of the VO; empty: none.")
