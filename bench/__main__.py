@@ -7,9 +7,10 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench import report, seeding, simulate
+from bench import leave_nothing_when_terminated, report, seeding, simulate
 from bench.swarm_programme import GROUPS
 
 NAMES = ("overhead", "unpack", "catalogue", "slots", "hooks", "seeding", "landing")
@@ -27,6 +28,7 @@ def main() -> int:
     )
     parser.add_argument("--full", action="store_true", help="thorough instead of quick")
     options = parser.parse_args()
+    leave_nothing_when_terminated()
     options.json.parent.mkdir(parents=True, exist_ok=True)
     figures, failed = {}, []
     for name in options.names or ALL:
@@ -38,11 +40,7 @@ def main() -> int:
         print(f"== bench.{name}", flush=True)
         output = options.json.with_name(f"bench-{name}.json")
         argv = [sys.executable, "-m", *words, "--json", str(output), *(["--full"] if options.full else [])]
-        try:
-            code = subprocess.run(argv, timeout=LIMIT_S, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = 1
-        if code:
+        if _run(argv):
             failed.append(name)
         else:
             figures[name] = json.loads(output.read_text())
@@ -53,6 +51,18 @@ def main() -> int:
     options.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"figures: {options.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run one and return its exit code; where it is late, or we are to end, it is asked to end and tidies up."""
+    with subprocess.Popen(argv) as process:
+        try:
+            return process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            print(f"not done within {LIMIT_S} s", file=sys.stderr)
+            return 1
+        finally:
+            process.terminate()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import leave_nothing_when_terminated
 from jobagent.central.catalogue.keys import KeyStore
 from jobagent.central.catalogue.repository import Repository
 from jobagent.model import (
@@ -69,6 +70,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--full", action="store_true", help="also 20,000 packages, more repeats")
     options = parser.parse_args()
+    leave_nothing_when_terminated()
     sizes = FULL_SIZES if options.full else SIZES
     by_size = {str(size): measure(size, repeats=9 if options.full else 5) for size in sizes}
     figures = {f"{name}_{size}": value for size, found in by_size.items() for name, value in found.items()}

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bench import leave_nothing_when_terminated
 from jobagent.testing import condor_tree, equipped, interpreter, joblog
 from jobagent.testing.equipped import EquippedPoint
 from jobagent.testing.pool import Pool
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="200 jobs with packages instead of 50")
     parser.add_argument("--suite", choices=condor_tree.SUITES, default="sid", help="which HTCondor")
     options = parser.parse_args()
+    leave_nothing_when_terminated()
     with tempfile.TemporaryDirectory(prefix="ja-bench-", dir="/tmp") as name:
         directory = Path(name)
         directory.chmod(0o755)

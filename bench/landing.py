@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import leave_nothing_when_terminated
 from jobagent.testing.barenode import BareNode, is_possible
 from jobagent.testing.grid import Grid, Sent
 
@@ -119,7 +120,7 @@ def main() -> int:
     options = parser.parse_args()
     if why := is_possible():
         sys.exit(f"bench.landing: {why}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # networks and nodes go
+    leave_nothing_when_terminated()
     numbers = options.numbers or ([1, 20, 100] if options.full else [1, 20])
     figures = measure(numbers=[n for n in numbers if n > 1], effort=9 if options.full else 4)
     text = json.dumps(figures, indent=2)

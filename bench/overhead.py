@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import unpack
+from bench import leave_nothing_when_terminated, unpack
 from jobagent.testing.world import Node, World
 
 ARCHIVE_MB = 128
@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--full", action="store_true", help="more repeats")
     options = parser.parse_args()
+    leave_nothing_when_terminated()
     with tempfile.TemporaryDirectory(prefix="jobagent-bench-") as directory:
         base = Path(directory)
         figures = measure(base, repeats=30 if options.full else 11)

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import leave_nothing_when_terminated
 from jobagent.central.catalogue.keys import KeyStore
 from jobagent.central.catalogue.repository import Repository
 from jobagent.central.packaging.sources import Directory
@@ -39,7 +40,6 @@ from jobagent.testing.world import Node, World
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.2
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--size", type=float, default=6.0, metavar="MB", help="of each package")
     parser.add_argument("--watch", type=float, metavar="S", help="seconds to watch the idle service (default: 60)")
     options = parser.parse_args()
+    leave_nothing_when_terminated()
     watch_s = options.watch or (300.0 if options.full else 60.0)
     with tempfile.TemporaryDirectory(prefix="jobagent-bench-") as directory:
         figures = measure(Path(directory), options.packages, int(options.size * 1e6), watch_s)
@@ -155,14 +156,15 @@ def announced(world: World) -> int:
 
 def cpu_s(pid: int, *, over_s: float) -> float:
     """CPU seconds that a process uses within so many seconds."""
-    before = _ticks(pid)
+    before = _scheduled_s(pid)
     time.sleep(over_s)
-    return (_ticks(pid) - before) / TICKS
+    return _scheduled_s(pid) - before
 
 
-def _ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+def _scheduled_s(pid: int) -> float:
+    """CPU seconds of the threads that there are, exact where ticks are too coarse for short wakes."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def resident_mb(pid: int) -> float:

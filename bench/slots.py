@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import leave_nothing_when_terminated
 from jobagent.central.packaging import updating
 from jobagent.central.packaging.pack import pack
 from jobagent.contracts import Built, Staging
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="up to 128 jobs in every way")
     parser.add_argument("--jobs", type=int, nargs="*", metavar="N", help="numbers of jobs; default: 1 8 (64 128)")
     options = parser.parse_args()
+    leave_nothing_when_terminated()
     counts = options.jobs or ([1, 8, 64, 128] if options.full else [1, 8])
     with tempfile.TemporaryDirectory(prefix="jobagent-bench-") as directory:
         figures = measure(Path(directory), counts, is_full=options.full)

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import random
-import signal
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
-from bench import network
+from bench import leave_nothing_when_terminated, network
 from bench.swarm_field import Field
 from bench.swarm_servers import SERVERS, Server, aria2c, describe, end, serving, site_seeders
 from jobagent.central.packaging import torrents
@@ -45,7 +44,7 @@ def main() -> int:
     options = parser.parse_args()
     if not 1 <= options.slots <= options.clients or options.clients % options.slots:
         parser.error("--clients is to be a multiple of --slots, and at least one")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clients, scratch and namespaces go
+    leave_nothing_when_terminated()
     one = _field(options)
     fields = [one] * options.repeats if not options.full else full(one)
     results = []

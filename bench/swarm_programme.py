@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import network
+from bench import leave_nothing_when_terminated, network
 from bench.swarm import measure
 from bench.swarm_field import Field
 
@@ -139,7 +138,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=0, help="default: 1, with --full 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clients, scratch and namespaces go
+    leave_nothing_when_terminated()
     rows = [
         row
         for row in GROUPS[options.group]()

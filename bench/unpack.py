@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import leave_nothing_when_terminated
 from jobagent.central.packaging import wheelfile
 from jobagent.central.packaging.pack import FORMAT, Packed, pack
 from jobagent.model import Archive, Package, PackageId
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help=f"the tree of {WHEEL}, more repeats")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="the tree of this wheel")
     options = parser.parse_args()
+    leave_nothing_when_terminated()
     with tempfile.TemporaryDirectory(prefix="jobagent-bench-") as directory:
         base = Path(directory)
         wheel = options.wheel or (download(base) if options.full else None)
