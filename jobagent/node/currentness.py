@@ -104,12 +104,12 @@ class CurrentCatalogue:
 
 
 class Refresher:
-    """The background: one thread that renews the catalogue every interval and calls `renewed` after each success."""
+    """The background: one thread that renews the catalogue every interval; calls `changed` where it is another."""
 
-    def __init__(self, catalogue: CurrentCatalogue, interval_s: float, renewed: Callable[[], None]) -> None:
+    def __init__(self, catalogue: CurrentCatalogue, interval_s: float, changed: Callable[[], None]) -> None:
         self._catalogue = catalogue
         self._interval_s = interval_s
-        self._renewed = renewed
+        self._changed = changed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
 
@@ -124,10 +124,12 @@ class Refresher:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        version = -1
         while True:
             try:
-                self._catalogue.renew()
-                self._renewed()
+                before, version = version, self._catalogue.renew().version
+                if version != before:
+                    self._changed()
             except JobAgentError as error:
                 log.warning("catalogue: %s", error)
             if self._stop.wait(self._interval_s):

@@ -49,7 +49,7 @@ class Janitor:
         self._thread.start()
 
     def wake(self) -> None:
-        """Sweep soon: the catalogue was renewed, or a job ended."""
+        """Sweep soon: the catalogue is another."""
         self._wake.set()
 
     def close(self, *, timeout_s: float = 10.0) -> None:

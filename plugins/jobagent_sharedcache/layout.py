@@ -158,6 +158,10 @@ class Layout:
         """What builders of `key` left or are at work on: look only under its lock."""
         return [p for p in self.staging.iterdir() if p.name.startswith(key)]
 
+    def progress_files(self, key: str) -> list[Path]:
+        """What tells waiting agents how far a download of `key` is."""
+        return [p for p in (self.root / "progress").iterdir() if p.name.startswith(key)]
+
     def archive_files(self, key: str) -> list[Path]:
         """The archive and what a transport put beside it."""
         return [p for p in (self.root / "archives").iterdir() if p.name == key or p.name.startswith(f"{key}.")]
@@ -182,11 +186,14 @@ class Layout:
     def reserved_keys(self) -> list[str]:
         return sorted(name for name in _names(self.root / "reservations") if is_key(name))
 
-    def all_keys(self) -> set[str]:
-        """Every key that anything on disk belongs to."""
-        named = {name[:64] for name in _names(self.staging)} | set(_names(self.root / "progress"))
-        keys = {*named, *self.package_keys(), *self.leased_keys(), *self.reserved_keys(), *self.archive_sizes()}
-        return {key for key in keys if is_key(key)}
+    def archive_keys(self) -> set[str]:
+        """Keys of complete archives."""
+        return {name for name in _names(self.root / "archives") if is_key(name)}
+
+    def unsettled_keys(self) -> set[str]:
+        """Keys of what somebody uses or works on, or did when it ended."""
+        named = {name[:64] for place in ("staging", "progress") for name in _names(self.root / place)}
+        return {key for key in {*named, *self.leased_keys(), *self.reserved_keys()} if is_key(key)}
 
 
 def unique(name: str) -> str:

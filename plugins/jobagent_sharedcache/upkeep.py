@@ -38,7 +38,7 @@ class Upkeep:
             The number of leases that ended with their holders.
         """
         ended = 0
-        for key in sorted(self._layout.all_keys()):
+        for key in sorted(self._untidy_keys()):
             with locks.attempted(self._layout.lock(key), exclusive=True) as is_held:
                 if is_held:
                     self.sweep_key(key)
@@ -52,6 +52,20 @@ class Upkeep:
             clear_leftovers()
         return ended
 
+    def _untidy_keys(self) -> set[str]:
+        """What there is to look at under its lock; most packages of a node that only seeds are in order.
+
+        A package is in order where its archive is what its record says, and nothing but both belongs to it.
+        """
+        archives = self._layout.archive_keys()
+        untidy = self._layout.unsettled_keys()
+        for key in self._layout.package_keys():
+            record = self._shelf.record(key)
+            has_archive = record is not None and record.has_archive
+            if has_archive != (key in archives) or (has_archive and self._keep_archives is KeepArchives.LEASED):
+                untidy.add(key)
+        return untidy
+
     def sweep_key(self, key: str) -> None:
         """Remove what an ended builder of `key` left; exclusively locked."""
         for path in self._layout.staged(key):
@@ -59,7 +73,7 @@ class Upkeep:
                 self._store.distrust()
                 filesystem.remove_tree(path)
         self._layout.reservation(key).unlink(missing_ok=True)
-        for path in self._layout.progress(key).parent.glob(f"{key}*"):
+        for path in self._layout.progress_files(key):
             path.unlink(missing_ok=True)
         record = self._shelf.record(key)
         if record is not None and record.has_archive != self._layout.archive(key).exists():

@@ -35,8 +35,8 @@ LOAD_LIMITS = {
     "max_decode_depth": 12,
     "max_decode_tokens": 10_000,
 }
-TICK_S = 0.4
-PUMP_WAIT_MS = 500  # latency of close, and of noticing that a provisional file is gone
+TICK_S = 0.9
+PUMP_WAIT_MS = 3000  # between looks at files and the clock where no alert comes
 LISTEN_TIMEOUT_S = 5.0
 PUMP_END_S = 10.0  # it is woken; a process that ended with it inside libtorrent could crash
 CLOSE_WAIT_S = 1.0  # for the trackers to hear "stopped"
@@ -160,7 +160,7 @@ class Session:
                 handle.force_reannounce()
 
     def on_tick(self, tick: Callable[[], None]) -> None:
-        """Call `tick` in the session's thread about every half second, whether alerts come or not."""
+        """Call `tick` in the session's thread about every second, every three where no alert comes."""
         self._tickers.append(tick)
 
     def add(
@@ -286,7 +286,7 @@ class Session:
                     tick()
 
     def _follow_schedule(self) -> None:
-        """Apply the limits of this time; called in the session's thread about twice a second."""
+        """Apply the limits of this time; called in the session's thread every few seconds."""
         limits = self._schedule.at(self._now())
         if limits != self._limits and self._session is not None:
             self._limits = limits
