@@ -2,7 +2,7 @@
 
     python -m bench.swarm_programme GROUP [--full] [--rows WORD] [--json FILE]
 
-Quick is one run a row and takes less than three minutes a group; `--full` is all rows and five repeats, alternating.
+Quick is one run a row and takes three to eight minutes a group; `--full` is all rows and five repeats, alternating.
 `bench.report` makes the page from the JSON files.
 """
 
@@ -43,6 +43,7 @@ def hosts() -> list[Row]:
     one = Field(is_shaped=True, timeout_s=120.0)
     small = replace(one, clients=6, package_bytes=4_000_000, peer="nginx")
     long = replace(one, client_rate=500_000, server_rate=1_250_000)
+    large = replace(one, package_bytes=48_000_000, timeout_s=240.0)
     wide = replace(one, client_rate=5_000_000, server_rate=12_500_000, package_bytes=64_000_000)
     return [
         Row("jobagent, `default`", one),
@@ -53,6 +54,8 @@ def hosts() -> list[Row]:
         Row("jobagent, `fast`", replace(one, mode="fast")),
         Row("nginx → curl", replace(small, clients=20, package_bytes=12_000_000, timeout_s=240.0), is_quick=False),
         Row("jobagent, all rates halved (bound 24 s)", long),
+        Row("jobagent, 48 MB (bound 48 s)", large),
+        Row("aria2c, 48 MB", replace(large, peer="aria2c")),
         Row("aria2c, all rates halved", replace(long, peer="aria2c"), is_quick=False),
         Row("jobagent, 40 Mbit hosts, 100 Mbit server, 64 MB", wide, is_quick=False),
         Row("aria2c, 40 Mbit hosts, 100 Mbit server, 64 MB", replace(wide, peer="aria2c"), is_quick=False),
@@ -78,6 +81,7 @@ def crowd600() -> list[Row]:
     one = Field(clients=600, package_bytes=4_000_000, client_rate=30_000, server_rate=120_000, timeout_s=400.0)
     return [
         Row("600 × jobagent", one),
+        Row("600 × jobagent, arrivals spread over 30 s", replace(one, arrivals_s=30.0)),
         Row("600 × jobagent, arrivals spread over the bound", replace(one, arrivals_s=130.0), is_quick=False),
         Row("600 × libtorrent with its defaults", replace(one, peer="libtorrent-default"), is_quick=False),
         Row("600 × aria2c", replace(one, peer="aria2c"), is_quick=False),

@@ -175,14 +175,16 @@ class DirectoryCatalogue:
     def __init__(self, directory: Path) -> None:
         self._field = Field(directory)
         self._packages: list[Package] = []
-        self._refreshes = 0
+        self._version = 1
+        self.refreshes = 0
 
     def refresh(self, *, is_forced: bool = False) -> Freshness:
         if (self._field.directory / "unreachable").exists():
             raise CatalogueUnreachable("the field's catalogue is unreachable")
-        self._packages = self._field.packages()
-        self._refreshes += 1
-        return Freshness(self._refreshes, 4102444800.0, "directory")
+        before, self._packages = self._packages, self._field.packages()
+        self._version += self._packages != before
+        self.refreshes += 1
+        return Freshness(self._version, 4102444800.0, "directory")
 
     def namespaces(self) -> Sequence[str]:
         return sorted({p.id.namespace for p in self._packages})

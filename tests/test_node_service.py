@@ -22,8 +22,9 @@ from jobagent.job import data
 from jobagent.model import PackageId
 from jobagent.node import client, wire
 from jobagent.node.client import ServiceError
+from jobagent.node.currentness import CurrentCatalogue, Refresher
 from jobagent.node.request import Lines
-from tests.node_field import CHUNK_BYTES, Field
+from tests.node_field import CHUNK_BYTES, DirectoryCatalogue, Field
 
 FILES = {"bin/hello": b"#!/bin/sh\necho hello\n", "share/data": os.urandom(5 * CHUNK_BYTES)}
 PATIENCE_S = 30.0
@@ -220,6 +221,32 @@ def test_a_banned_package_gets_no_new_leases_and_goes_when_nobody_uses_it(tmp_pa
         assert tree.is_dir()
         field.ask("release", id=held["id"])
         until(lambda: not tree.exists())
+
+
+def test_a_ban_is_acted_on_without_waiting_for_a_sweep(tmp_path: Path) -> None:
+    field = Field(tmp_path / "field")
+    field.make(node="refresh_interval_s = 0.2\nsweep_interval_s = 3600\n")
+    package = field.publish("Bad", FILES)
+    with field.service():
+        held = field.ask("prepare", packages=["Bad"], job_id="1.0")
+        tree = Path(held["packages"][0]["tree"])  # type: ignore[index]
+        field.ask("release", id=held["id"])
+        assert tree.is_dir()
+        field.ban(package)
+        until(lambda: not tree.exists())
+
+
+def test_a_refresh_that_finds_nothing_new_disturbs_nobody(field: Field) -> None:
+    source = DirectoryCatalogue(field.directory)
+    versions: list[int] = []
+    refresher = Refresher(CurrentCatalogue(source, 0.05), 0.05, lambda: versions.append(source.refresh().version))
+    with contextlib.closing(refresher):
+        refresher.start()
+        until(lambda: source.refreshes >= 6)
+        assert len(versions) == 1
+        field.publish("Another", FILES)
+        until(lambda: len(versions) == 2)
+    assert versions[0] < versions[1]
 
 
 def test_an_unknown_package_is_the_users_fault_and_not_the_nodes(field: Field) -> None:
