@@ -34,7 +34,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     done
     [ -z "$there" ] && exit 0
     echo "installing$there"
-    # shellcheck disable=SC2086 - a list of words
+    # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $there >/dev/null
 else
     echo "not installed:$missing; tests that need them are skipped" >&2
