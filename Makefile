@@ -16,7 +16,7 @@ help:
 	@echo "make test        all tests        make lint   ruff, mypy, import-linter"
 	@echo "make bench       all benchmarks   make soak   long random fault runs"
 	@echo "make docs        generated pages  make fix    what ruff can mend by itself"
-	@echo "make fuzz        every reader of strangers' bytes, by coverage"
+	@echo "make fuzz        every reader of strangers' bytes, by coverage; property tests with new examples"
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -61,11 +61,12 @@ bench: $(READY)
 soak: $(READY) system-tools
 	@$(BIN)/python -m pytest -q -m soak --override-ini addopts= tests
 
-# By coverage, so many seconds for each reader of strangers' bytes.
+# By coverage, so many seconds for each reader of strangers' bytes; then property tests with examples of their own.
 FUZZ_SECONDS ?= 20
 fuzz: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+	@$(BIN)/python -m pytest -q -n 2 -m 'hypothesis and not condor and not soak' --hypothesis-profile=search
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache

@@ -11,9 +11,10 @@ from hypothesis import settings
 
 from tests.acceptance import CASES
 
-# other tests run at the same time: no time is a long time; the same examples every time, `make fuzz` looks for others
-settings.register_profile("loaded", deadline=None, derandomize=True)
-settings.load_profile("loaded")
+# Other tests run meanwhile: no time is a long time.  The same examples every time; `make fuzz` looks for others.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile("repeatable")
 
 MATERIAL = Path(__file__).resolve().parents[2] / "shared" / "material"
 
