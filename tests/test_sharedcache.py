@@ -716,6 +716,20 @@ def test_an_archive_may_be_kept_as_long_as_it_is_leased(root: Path) -> None:
     assert cache.acquire(wanted.package, holder(), wanted).installed.archive is None
 
 
+def test_a_sweep_mends_a_record_that_is_not_true_of_the_archive(root: Path) -> None:
+    cache = open_default(root)
+    gone, back = (install(cache, sample(version=v, archive_bytes=int(v) * 1000)) for v in "12")
+    archive = root / "archives" / back.package.key
+    kept = archive.read_bytes()
+    (root / "archives" / gone.package.key).unlink()  # as of who ended between the archive and the record
+    archive.unlink()
+    cache.sweep()
+    assert [found.archive for found in cache.installed()] == [None, None]
+    archive.write_bytes(kept)
+    cache.sweep()
+    assert not archive.exists()
+
+
 def test_listeners_hear_of_an_eviction_before_the_archive_goes(root: Path) -> None:
     events = Events()
     wanted = sample()
