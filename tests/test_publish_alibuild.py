@@ -30,6 +30,30 @@ from tests.packages import unpack
 ARCHITECTURE = "debian12_x86-64"
 
 
+def _meta(name: str, version: str, package_hash: str, needs: Sequence[str]) -> dict[str, object]:
+    """What alibuild writes down of a package."""
+    release, _, revision = version.rpartition("-")
+    return {
+        "alibuild_version": "1.17.48",
+        "alidist": {"commit": "73721e6f8ec5d6b32d610ec3e2d2cd63f36883a6"},
+        "architecture": ARCHITECTURE,
+        "defaults": "release",
+        "package": {"name": name, "tag": release, "source": f"https://git.invalid/{name}", "version": release,
+                    "revision": revision, "hash": package_hash},
+        "dependencies": {"recursive": {"runtime": [
+            {"name": n, "version": "v1.0", "revision": "1", "source": None} for n in needs
+        ]}},
+    }  # fmt: skip
+
+
+def _init(name: str, version: str) -> str:
+    """The script that sets a package's environment."""
+    word = name.upper().replace("-", "_")
+    root = f'"$WORK_DIR/$ALIBUILD_ARCH_PREFIX"/{name}/{version}'
+    init = f': "${{ALIBUILD_ARCH_PREFIX:={ARCHITECTURE}}}"\nexport {word}_ROOT={root}\n'
+    return init + f'export PATH="${word}_ROOT/bin${{PATH+:$PATH}}"\n'
+
+
 class WorkDirectory:
     """alibuild's work directory, laid out as alibuild 1.17 leaves it; archives are made without building."""
 
@@ -37,7 +61,6 @@ class WorkDirectory:
         self.path = path
         self.tars = path / "TARS" / ARCHITECTURE
         self._runtime: dict[str, list[str]] = {}
-        self._direct: dict[str, list[str]] = {}
 
     def build(
         self,
@@ -58,27 +81,11 @@ class WorkDirectory:
             for p, t in files.items()
         }
         unrelocated = [p for p, t in texts.items() if prefix in t or "@@PKGREVISION@" in t]
-        release, _, revision = version.rpartition("-")
-        meta = {
-            "alibuild_version": "1.17.48",
-            "alidist": {"commit": "73721e6f8ec5d6b32d610ec3e2d2cd63f36883a6"},
-            "architecture": ARCHITECTURE,
-            "defaults": "release",
-            "package": {"name": name, "tag": release, "source": f"https://git.invalid/{name}", "version": release,
-                        "revision": revision, "hash": package_hash},
-            "dependencies": {"recursive": {"runtime": [
-                {"name": n, "version": "v1.0", "revision": "1", "source": None} for n in needs
-            ]}},
-        }  # fmt: skip
-        word = name.upper().replace("-", "_")
-        root = f'"$WORK_DIR/$ALIBUILD_ARCH_PREFIX"/{name}/{version}'
-        init = f': "${{ALIBUILD_ARCH_PREFIX:={ARCHITECTURE}}}"\nexport {word}_ROOT={root}\n'
-        init += f'export PATH="${word}_ROOT/bin${{PATH+:$PATH}}"\n'
         texts |= {
-            ".meta.json": json.dumps(meta),
+            ".meta.json": json.dumps(_meta(name, version, package_hash, needs)),
             ".original-unrelocated": "".join(f"{p}\n" for p in unrelocated),
             "relocate-me.sh": "#!/bin/bash -e\nexit 99\n",
-            "etc/profile.d/init.sh": init,
+            "etc/profile.d/init.sh": _init(name, version),
             **{f"{p}.unrelocated": texts[p] for p in unrelocated},
         }
         for path, text in texts.items():
